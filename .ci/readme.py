@@ -1,0 +1,51 @@
+"""Write the generated parts of README.md: the learning path and the score card, from the chapters and data/runs.
+
+usage: python .ci/readme.py [--check]      (make readme; --check only says whether README.md is up to date)
+"""
+import json
+import re
+import sys
+from pathlib import Path
+
+from tutorial_clf.evaluate import show_card
+from tutorial_clf.runs import load_run
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def learning_path() -> str:
+    "A table row for each chapter: number and title with a link, subtitle, measured minutes."
+    seconds = load_run("minutes")["results"]
+    lines = ["| chapter | what it is about | minutes |", "|---|---|---|"]
+    for path in sorted((ROOT / "nbs").glob("*.ipynb")):
+        first = "".join(json.loads(path.read_text(encoding="utf-8"))["cells"][0]["source"])
+        title, subtitle = re.search(r"^# (.+)$", first, re.M)[1], re.search(r"^> (.+)$", first, re.M)[1]
+        minutes = seconds.get(path.stem, 0) / 60
+        lines.append(f"| [{path.stem.split('_')[0]} {title}](nbs/{path.name}) | {subtitle} | {'under 1' if minutes < 1 else round(minutes)} |")
+    return "\n".join(lines)
+
+
+def score_card() -> str:
+    "The recorded card of `make finetune`, and how far other seeds are from it."
+    run = load_run("finetune")
+    cards = run["results"]
+    scores = [card["accuracy"] for card in cards]
+    where = f"{run['hardware']['cores']} CPU cores ({run['hardware']['processor']}), torch {run['versions']['torch']}, transformers {run['versions']['transformers']}"
+    return (f"```\n{show_card(cards[0])}\n```\n\n"
+            f"Recorded {run['recorded']} on {where}. The card is that of seed {cards[0]['seed']}; {len(cards)} seeds gave accuracies from "
+            f"{min(scores):.3f} to {max(scores):.3f}. The test rows were looked at for these cards alone.")
+
+
+def generated(readme: str) -> str:
+    "The README with what stands between its markers written anew."
+    for name, write in (("path", learning_path), ("card", score_card)):
+        readme = re.sub(rf"(<!-- {name} -->\n).*?(\n<!-- /{name} -->)", lambda m: m[1] + write() + m[2], readme, flags=re.S)
+    return readme
+
+
+if __name__ == "__main__":
+    file = ROOT / "README.md"
+    old = file.read_text(encoding="utf-8")
+    new = generated(old)
+    if "--check" in sys.argv: sys.exit("README.md is out of date: run `make readme`" if new != old else 0)
+    file.write_text(new, encoding="utf-8")

@@ -1,0 +1,441 @@
+"""What chapter 02 does not show: bad input of every kind, formats, the cache under pressure, no network, determinism."""
+import json
+import os
+import subprocess
+import sys
+import time
+import tracemalloc
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+import tutorial_clf.data as data
+import tutorial_clf.pretrained as pretrained
+from tutorial_clf.data import (DataError, check_tokens, collate, docstrings, duplicates, encode, length_batches, load_task,
+                               near_duplicates, padding_share, split_groups, split_rows, tasks, without_duplicates)
+
+SMALL = ("PIL", "fsspec", "networkx")
+NOUNS = ["soup", "waiter", "lamp", "novel", "film", "harbour", "keyboard", "garden", "ticket", "blanket", "choir", "museum"]
+ROWS = [(f"the {noun} was {word} and nobody said {i}", word) for i, noun in enumerate(NOUNS) for word in ("good", "bad")]
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path, monkeypatch):
+    "A cache folder for each test, and no network."
+    monkeypatch.setenv("TUTORIAL_CLF_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    return tmp_path / "cache"
+
+
+def table(rows=ROWS, header=("text", "label"), delimiter=","):
+    return "\n".join(delimiter.join(map(str, row)) for row in [header, *rows]) + "\n"
+
+
+def write(folder: Path, name: str, content) -> Path:
+    path = folder / name
+    path.write_bytes(content if isinstance(content, bytes) else content.encode())
+    return path
+
+
+def rows_of(task):
+    return {split: list(zip(rows["text"], rows["label"])) for split, rows in task.splits.items()}
+
+
+# Formats -------------------------------------------------------------------------------------------------------------
+
+def test_the_same_rows_from_every_format(tmp_path):
+    texts, labels = zip(*ROWS)
+    pq.write_table(pa.table({"text": texts, "label": pa.array(labels).dictionary_encode()}), tmp_path / "d.parquet")
+    quoted = [(f'"{text}"', f' "{label}"'.strip()) for text, label in ROWS]
+    paths = [write(tmp_path, "a.csv", table()), write(tmp_path, "bom.csv", table().encode("utf-8-sig")),
+             write(tmp_path, "semicolon.csv", table(delimiter=";")), write(tmp_path, "tab.tsv", table(delimiter="\t")),
+             write(tmp_path, "bar.csv", table(delimiter="|")), write(tmp_path, "crlf.csv", table().replace("\n", "\r\n")),
+             write(tmp_path, "quoted.csv", table(quoted)), write(tmp_path, "blank.csv", table().replace("\n", "\n\n")),
+             write(tmp_path, "no-end.csv", table().rstrip("\n")), tmp_path / "d.parquet",
+             write(tmp_path, "e.jsonl", "\n".join(json.dumps({"label": l, "text": t}) for t, l in ROWS))]
+    expected = rows_of(load_task(paths[0]))
+    assert sum(map(len, expected.values())) == len(ROWS)
+    for path in paths[1:]: assert rows_of(load_task(path)) == expected, path.name
+
+
+def test_a_text_may_hold_delimiters_quotes_and_line_breaks(tmp_path):
+    odd = 'one; two, "three"\nand four'
+    rows = [(json.dumps(text)[1:-1], label) for text, label in ROWS]
+    content = table(rows, delimiter=";") + '"one; two, ""three""\nand four";good\n'
+    assert odd in [text for rows in rows_of(load_task(write(tmp_path, "a.csv", content))).values() for text, _ in rows]
+
+
+def test_integer_labels_are_sorted_as_numbers_and_can_be_named(tmp_path):
+    rows = [(text, {"good": 10, "bad": 2}[label]) for text, label in ROWS]
+    assert load_task(write(tmp_path, "a.csv", table(rows))).label_names == ["2", "10"]
+    pq.write_table(pa.table({"text": [t for t, _ in rows], "label": [float(l == 10) for _, l in rows]}), tmp_path / "a.parquet")
+    assert load_task(tmp_path / "a.parquet").label_names == ["0", "1"]
+    named = load_task(tmp_path / "a.parquet", label_names=["bad", "good"])
+    assert named.label_names == ["bad", "good"] == named.test.features["label"].names
+    assert all(("good" in text) == label for rows in rows_of(named).values() for text, label in rows)
+
+
+def test_stated_label_names_keep_their_order(tmp_path):
+    path = write(tmp_path, "a.csv", table())
+    assert load_task(path).label_names == ["bad", "good"]
+    assert load_task(path, label_names=["good", "bad"]).label_names == ["good", "bad"]
+
+
+def test_other_columns_are_kept_and_options_choose(tmp_path):
+    rows = [(text, label, f"note {i}", i) for i, (text, label) in enumerate(ROWS)]
+    path = write(tmp_path, "a.csv", table(rows, ("body", "mood", "text", "")))
+    task = load_task(path, text="body", label="mood")
+    assert task.train.column_names == ["text", "label", "text_", "_"]
+    assert task.train[0]["text_"].startswith("note ")
+    pq.write_table(pa.table({"text": [r[0] for r in rows], "label": [r[1] for r in rows], "n": [r[3] for r in rows]}), tmp_path / "a.parquet")
+    assert isinstance(load_task(tmp_path / "a.parquet").train[0]["n"], int)
+    lines = [json.dumps({"text": t, "label": l} | ({"late": [1, 2]} if i > 20 else {})) for i, (t, l) in enumerate(ROWS)]
+    assert set(load_task(write(tmp_path, "a.jsonl", "\n".join(lines))).train["late"]) <= {None, "[1, 2]"}
+
+
+def test_a_split_column_is_followed(tmp_path):
+    words = ["Train"] * 14 + ["dev"] * 4 + ["testing"] * 6
+    rows = [(*row, word) for row, word in zip(ROWS, words)]
+    path = write(tmp_path, "a.csv", table(rows, ("text", "label", "split")))
+    task = load_task(path)
+    assert [len(rows) for rows in task.splits.values()] == [14, 4, 6] and task.card["splits"] == "as in the file"
+    assert "split" not in task.train.column_names
+    anew = load_task(path, split=None)
+    assert "60/15/25" in anew.card["splits"] and "split_" in anew.train.column_names
+    part = write(tmp_path, "b.csv", table([(*row, word) for row, word in zip(ROWS, ["train"] * 20 + ["test"] * 4)], ("text", "label", "part")))
+    cut = load_task(part, split="part")
+    assert [len(rows) for rows in cut.splits.values()] == [18, 2, 4] and "a tenth of training" in cut.card["splits"]
+
+
+def test_splits_are_stratified_and_repeatable(tmp_path):
+    path = write(tmp_path, "a.csv", table([(f"text number {i} is this", "ab"[i % 4 == 0]) for i in range(400)]))
+    task = load_task(path)
+    assert task.card["counts"] == {"train": [180, 60], "validation": [45, 15], "test": [75, 25]}
+    assert rows_of(load_task(path)) == rows_of(task) != rows_of(load_task(path, seed=1))
+    sample = task.sample(train=40, test=8)
+    assert sample.card["counts"] == {"train": [30, 10], "validation": [45, 15], "test": [6, 2]}
+    assert set(sample.train["text"]) <= set(task.sample(train=80).train["text"])
+    assert "sample" in json.dumps(sample.card) and repr(sample).splitlines()[-1].split() == ["rows", "40", "60", "8"]
+    with pytest.raises(DataError, match="-1 rows"): task.sample(train=-1)
+
+
+# Refusals: one sentence with file, row and mend ----------------------------------------------------------------------
+
+GOOD = table()
+BAD = {
+    "empty file": ("a.csv", "", {}, ["a.csv", "empty", "first line"]),
+    "header only": ("a.csv", "text,label\n", {}, ["a.csv", "no rows"]),
+    "text column missing": ("a.csv", GOOD, {"text": "body"}, ["a.csv", "'body'", "'text', 'label'", "text="]),
+    "label column missing": ("a.csv", GOOD.replace("label", "class", 1), {}, ["'label'", "'class'", "label="]),
+    "split column missing": ("a.csv", GOOD, {"split": "part"}, ["'part'", "split="]),
+    "one column twice": ("a.csv", GOOD.replace("text,label", "label,label"), {"text": "label", "label": "label"}, ["2 columns", "rename"]),
+    "text is label": ("a.csv", GOOD, {"label": "text"}, ["'text'", "two columns"]),
+    "no header": ("a.csv", GOOD.split("\n", 1)[1], {}, ["'text'", "first line"]),
+    "empty text": ("a.csv", GOOD + " ,good\n", {}, ["a.csv, line 26", "text is empty", "delete the row"]),
+    "empty text after a line break": ("a.csv", 'text,label\n"a\nb",good\n,bad\n', {}, ["a.csv, line 4", "text is empty"]),
+    "missing label": ("a.csv", GOOD + "something, \n", {}, ["a.csv, line 26", "label is missing"]),
+    "one class": ("a.csv", GOOD.replace("bad", "good"), {}, ["'good'", "two classes"]),
+    "lonely class": ("a.csv", GOOD + "something,gud\n", {}, ["a.csv, line 26", "'gud'", "only this one row"]),
+    "unknown label": ("a.csv", GOOD + "something,goood\n", {"label_names": ["bad", "good"]}, ["a.csv, line 26", "'goood'", "did you mean 'good'"]),
+    "stated class without rows": ("a.csv", GOOD, {"label_names": ["bad", "fair", "good"]}, ["'fair'", "no rows"]),
+    "name stated twice": ("a.csv", GOOD, {"label_names": ["bad", "bad", "good"]}, ["twice"]),
+    "number without a name": ("a.csv", "text,label\n" + "x y,0\nz,0\nx,1\ny,1\nq,2\nr,2\n", {"label_names": ["no", "yes"]}, ["a.csv, line 6", "'2'"]),
+    "label column of texts": ("a.csv", table([(f"t {i}", f"l {i}") for i in range(1500)]), {}, ["thousand different labels", "label="]),
+    "too many fields": ("a.csv", GOOD + "soup, good,good\n", {}, ["a.csv, line 26", "3 fields", "header has 2", "quotation marks"]),
+    "too few fields": ("a.csv", GOOD + "soup\n", {}, ["a.csv, line 26", "1 fields"]),
+    "open quotation mark": ("a.csv", GOOD + '"soup,good\nx,bad\n', {}, ["a.csv, line 26", "quotation marks"]),
+    "stray quotation mark": ("a.csv", GOOD + '"soup" of the day,good\n', {}, ["a.csv, line 26", "quotation marks"]),
+    "latin-1": ("a.csv", (GOOD + "cliché,good\n").encode("latin-1"), {}, ["a.csv, line 26", f"byte {len(GOOD) + 5} (0xe9)", "UTF-8"]),
+    "utf-16": ("a.csv", GOOD.encode("utf-16"), {}, ["a.csv, line 1", "UTF-16", "save the file as UTF-8"]),
+    "unknown split": ("a.csv", table([(*row, "train" if i < 20 else "tset") for i, row in enumerate(ROWS)], ("text", "label", "split")), {},
+                      ["a.csv, line 22", "'tset'", "train, validation or test"]),
+    "missing split": ("a.csv", table([(*row, "") for row in ROWS], ("text", "label", "split")), {}, ["a.csv, line 2", "split is missing"]),
+    "no test rows": ("a.csv", table([(*row, "train") for row in ROWS], ("text", "label", "split")), {}, ["the test split has no rows", "split=None"]),
+    "class not in training": ("a.csv", table([(t, l, "test" if l == "bad" else ("train", "dev", "test")[i % 3]) for i, (t, l) in enumerate(ROWS)],
+                              ("text", "label", "split")), {}, ["no training row", "'bad'"]),
+    "too few rows to cut": ("a.csv", "text,label\na,x\nb,x\nc,y\nd,y\n", {}, ["the validation split has no rows"]),
+    "not JSON": ("a.jsonl", '{"text": "a", "label": "b"}\nhello\n', {}, ["a.jsonl, line 2", "JSON object"]),
+    "JSON array": ("a.json", '[{"text": "a", "label": "b"}]', {}, ["a.json, line 1", "one object a line"]),
+    "text is a number": ("a.jsonl", '{"text": "a", "label": "b"}\n\n{"text": 5, "label": "b"}\n', {}, ["a.jsonl, line 3", "5", "no string"]),
+    "text is null": ("a.jsonl", '{"text": "a", "label": "b"}\n{"label": "b"}\n', {}, ["a.jsonl, line 2", "text is empty"]),
+    "label is a list": ("a.jsonl", '{"text": "a", "label": ["b"]}\n', {}, ["a.jsonl, line 1", "no label"]),
+    "label is a fraction": ("a.jsonl", '{"text": "a", "label": 0.5}\n', {}, ["a.jsonl, line 1", "0.5"]),
+    "no Parquet": ("a.parquet", "hello", {}, ["a.parquet", "no whole Parquet file"]),
+    "other ending": ("a.xlsx", "hello", {}, ["'.xlsx'", ".csv", ".parquet"]),
+}
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_refused_in_one_sentence(case, tmp_path):
+    name, content, options, said = BAD[case]
+    with pytest.raises(DataError) as error: load_task(write(tmp_path, name, content), **options)
+    message = str(error.value)
+    assert "\n" not in message and message.endswith((".", "?")) and "; " in message, message
+    assert all(piece in message for piece in said), message
+    assert not list(tmp_path.glob("cache/*.part"))
+
+
+def test_parquet_rows_are_counted(tmp_path):
+    texts, labels = map(list, zip(*ROWS))
+    for column, place, value, said in ((texts, 6, None, "row 7: the text is empty"), (labels, 8, None, "row 9: the label is missing")):
+        kept, column[place] = column[place], value
+        pq.write_table(pa.table({"text": texts, "label": labels}), tmp_path / "a.parquet")
+        with pytest.raises(DataError, match=said): load_task(tmp_path / "a.parquet")
+        column[place] = kept
+    pq.write_table(pa.table({"text": list(range(4)), "label": list("abab")}), tmp_path / "a.parquet")
+    with pytest.raises(DataError, match="row 1: the text is 0 and no string"): load_task(tmp_path / "a.parquet")
+
+
+def test_what_is_only_odd_is_said(tmp_path, capsys):
+    rows = ROWS + [(f"{text} twice over for the second time", label.upper()) for text, label in ROWS]
+    task = load_task(write(tmp_path, "a.csv", table(rows)))
+    assert any("differ only in capital letters, such as 'bad'" in line for line in task.card["warnings"])
+    rows = [(*row, "train" if i < 20 else "dev" if i < 22 else "test") for i, row in enumerate(ROWS)] + [("an odd one", "odd", "train"), ("another", "odd", "train")]
+    task = load_task(write(tmp_path, "b.csv", table(rows, ("text", "label", "split"))))
+    assert [line for line in task.card["warnings"] if "the test split has no row with the label 'odd'" in line]
+    assert len(capsys.readouterr().err.splitlines()) >= 3
+
+
+def test_missing_files_and_unknown_names(tmp_path):
+    write(tmp_path, "reviews_2.csv", GOOD)
+    for name, said in ((tmp_path / "reviews2.csv", r"did you mean 'reviews_2.csv'\?$"), (tmp_path / "zzz" / "q.csv", "check the path"),
+                       (tmp_path, "this is a folder"), ("docstring", "did you mean 'docstrings'"), ("quux", "known are reviews, docstrings")):
+        with pytest.raises(DataError, match=said): load_task(name)
+    assert list(tasks())[:2] == ["reviews", "docstrings"] and all("\n" not in line for line in tasks().values())
+
+
+# Larger than memory --------------------------------------------------------------------------------------------------
+
+def test_a_file_is_read_in_pieces_and_memory_mapped(tmp_path, monkeypatch, capsys):
+    row = "only some more words to fill the line up, {} of them, " + "x" * 500
+    path = tmp_path / "large.csv"
+    with open(path, "w") as file:
+        file.write("text,label\n")
+        for i in range(20_000): file.write(f'"{row.format(i)}",{"ab"[i % 2]}\n')
+    monkeypatch.setattr(data, "NEAR_WORDS", 1000)                     # beyond this only hashes of whole texts are kept
+    before = pa.total_allocated_bytes()
+    tracemalloc.start()
+    try: task, peak = load_task(path), tracemalloc.get_traced_memory()[1]
+    finally: tracemalloc.stop()
+    size = path.stat().st_size
+    assert size > 11e6 and peak < size / 2 and pa.total_allocated_bytes() - before < size / 10
+    assert all(rows.cache_files for rows in task.splits.values()) and task.train[0]["text"] == row.format(task.train[0]["text"].split()[9])
+    assert task.card["duplicates"]["test"] == {"exact": 0, "near": None}
+    assert len(list((tmp_path / "cache").glob("*.arrow"))) == 1
+    stamp = next((tmp_path / "cache").glob("*.arrow")).stat().st_mtime_ns
+    load_task(path)                                                  # the second time it is not converted again
+    assert next((tmp_path / "cache").glob("*.arrow")).stat().st_mtime_ns == stamp
+    with open(path, "a") as file: file.write("one more row,a\n")
+    assert sum(map(len, load_task(path).splits.values())) == 20_001
+
+
+# Duplicates ----------------------------------------------------------------------------------------------------------
+
+def leaky(tmp_path):
+    "A file in which one test row repeats a training row, another nearly, and a validation row too."
+    rows = [(f"{text} with a rather long ending of its own {i}", label, split) for i, ((text, label), split) in enumerate(zip(ROWS, ["train"] * 14 + ["dev"] * 4 + ["test"] * 6))]
+    rows[18] = (rows[0][0].upper() + "!", *rows[18][1:])
+    rows[19] = (rows[1][0] + " indeed", *rows[19][1:])
+    rows[14] = (rows[2][0], *rows[14][1:])
+    rows[20] = (rows[15][0], *rows[20][1:])                           # of a validation row
+    return write(tmp_path, "leaky.csv", table(rows, ("text", "label", "split")))
+
+
+def test_duplicates_are_counted_said_once_and_removable(tmp_path, capsys):
+    task = load_task(leaky(tmp_path))
+    said = capsys.readouterr().err.splitlines()
+    assert len(said) == 1 and "3 of 6 test rows and 1 of 4 validation rows" in said[0]
+    assert task.card["duplicates_across_splits"] == 4
+    assert task.card["duplicates"] == {"validation": {"exact": 1, "near": 0}, "test": {"exact": 2, "near": 1}}
+    json.dumps(task.card)
+    clean = without_duplicates(task)
+    assert [len(rows) for rows in clean.splits.values()] == [14, 3, 3] and clean.card["duplicates_across_splits"] == 0
+    assert clean.card["duplicates_removed"] == {"validation": 1, "test": 3} and not sum(len(f["rows"]) for f in duplicates(clean.splits).values())
+    assert len(task.test) == 6
+
+
+def test_shipped_data_with_duplicates_is_refused(tmp_path, monkeypatch):
+    path = leaky(tmp_path)
+    monkeypatch.setattr(data, "shipped", lambda name: path)
+    monkeypatch.setitem(data._SHIPPED, "reviews", ("leaky.csv", ("bad", "good"), "a test"))
+    with pytest.raises(DataError, match=r"leaky.csv, line 16: this validation text is a duplicate of the train text in line 4; "): load_task("reviews")
+
+
+def test_texts_too_alike_fall_back_to_exact_duplicates(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(data, "NEAR_WORK", 10)
+    assert load_task(leaky(tmp_path)).card["duplicates"] == {"validation": {"exact": 1, "near": None}, "test": {"exact": 2, "near": None}}
+
+
+def test_near_duplicates_in_seconds():
+    rng = np.random.default_rng(0)
+    words = [f"w{i}" for i in range(3000)]
+    texts = [" ".join(words[i] for i in (3000 * rng.random(15) ** 3).astype(int)) for _ in range(15_000)]
+    copies = [text.rsplit(" ", 2)[0] for text in texts[:1000]]
+    started = time.perf_counter()
+    pairs = near_duplicates(copies, texts)
+    assert time.perf_counter() - started < 10
+    assert {(i, i) for i in range(1000)} <= set(map(tuple, pairs.tolist()))
+
+
+def test_groups_stay_together_and_near_the_shares():
+    rng = np.random.default_rng(0)
+    groups = rng.integers(0, 300, 1000)
+    labels = np.arange(300)[groups] % 3
+    parts = split_groups(labels, groups)
+    assert all(len(set(parts[groups == group])) == 1 for group in set(groups))
+    for label in range(3): assert np.allclose(np.bincount(parts[labels == label]) / (labels == label).sum(), (0.6, 0.15, 0.25), atol=0.02)
+    assert (parts == split_groups(labels, groups)).all() and (parts != split_groups(labels, groups, seed=1)).any()
+
+
+# Docstrings ----------------------------------------------------------------------------------------------------------
+
+def test_docstrings_are_masked_grouped_and_repeatable(cache, tmp_path, monkeypatch):
+    started = time.perf_counter()
+    task = docstrings(SMALL)
+    assert time.perf_counter() - started < 10
+    first = next(cache.glob("docstrings-*.arrow")).read_bytes()
+    monkeypatch.setenv("TUTORIAL_CLF_CACHE", str(tmp_path / "other"))
+    again = docstrings(reversed(SMALL))
+    assert next((tmp_path / "other").glob("docstrings-*.arrow")).read_bytes() == first and rows_of(again) == rows_of(task)
+    assert task.label_names == list(SMALL) and set(task.card["versions"]) == set(SMALL)
+    rows = [row for split in task.splits.values() for row in split]
+    assert not any(name in row["text"].lower() for row in rows for name in ("networkx", "pillow", "fsspec", "nx."))
+    assert all(5 <= len(row["text"].split()) <= 120 and row["where"].startswith(task.label_names[row["label"]]) for row in rows)
+    assert len({row["text"] for row in rows}) == len(rows) and task.card["left_out"]["exact duplicates"] > 0
+    group_of = {split: set(part["group"]) for split, part in task.splits.items()}
+    assert not (group_of["train"] & group_of["test"] or group_of["train"] & group_of["validation"] or group_of["validation"] & group_of["test"])
+    assert task.card["duplicates_across_splits"] == 0
+    for counts in zip(*task.card["counts"].values()): assert np.allclose(np.array(counts) / sum(counts), (0.6, 0.15, 0.25), atol=0.02)
+
+
+def test_docstrings_follow_the_profile(monkeypatch):
+    from tutorial_clf.profile import load_profile
+    assert load_task("docstrings", profile=load_profile("smoke", docstring_libraries=("PIL", "fsspec"))).label_names == ["PIL", "fsspec"]
+    assert data._libraries(("default",)) == data._libraries(None) == data.LIBRARIES
+
+
+def test_docstrings_refuses_what_it_cannot_harvest():
+    for libraries, said in ((("PIL", "no_such_library"), "no installed Python library 'no_such_library'"), (("PIL", "os.path"), "'os.path'"),
+                            (("PIL", "itertools"), "'itertools'"), (("PIL",), "at least two"), (("PIL", "this"), "only 0 usable")):
+        with pytest.raises(DataError, match=said): docstrings(libraries)
+
+
+HARVEST = "import sys; from tutorial_clf.data import docstrings; t = docstrings(('PIL', 'fsspec', 'networkx')); print(len(t.train), *('torch networkx PIL'.split() & sys.modules.keys()))"
+
+
+def test_two_processes_harvest_at_once_and_import_nothing(cache):
+    both = [subprocess.Popen([sys.executable, "-c", HARVEST], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=os.environ) for _ in range(2)]
+    said = [process.communicate(timeout=60) for process in both]
+    assert [process.returncode for process in both] == [0, 0], said
+    assert said[0][0] == said[1][0] == f"{len(docstrings(SMALL).train)}\n" and not said[0][1]
+    assert [path.name.split("-")[0] for path in cache.iterdir()] == ["docstrings"]
+
+
+def test_a_cache_that_cannot_be_written(tmp_path, monkeypatch):
+    write(tmp_path, "file", "not a folder")
+    monkeypatch.setenv("TUTORIAL_CLF_CACHE", str(tmp_path / "file" / "cache"))
+    monkeypatch.setattr(data.tempfile, "tempdir", str(tmp_path))
+    assert load_task(write(tmp_path, "a.csv", GOOD)).name == "a"
+    assert len(list(tmp_path.glob("tutorial_clf-*/*.arrow"))) == 1
+
+
+# The Hub without a network -------------------------------------------------------------------------------------------
+
+def test_a_hub_name_fails_at_once_when_offline():
+    started = time.perf_counter()
+    for name in ("sst2", "stanfordnlp/sst2"):
+        with pytest.raises(DataError) as error: load_task(name)
+    assert time.perf_counter() - started < 2
+    assert str(error.value).startswith("sst2: stanfordnlp/sst2 is not in the cache") and "reviews, docstrings or a file" in str(error.value)
+
+
+def test_a_hub_that_hangs_fails_within_two_seconds(monkeypatch):
+    monkeypatch.delenv("HF_HUB_OFFLINE")
+    monkeypatch.setenv("HF_ENDPOINT", "http://hub.invalid")
+    monkeypatch.setattr(pretrained.socket, "create_connection", lambda *a, **k: time.sleep(20))
+    started = time.perf_counter()
+    with pytest.raises(DataError, match="cannot be reached"): load_task("imdb")
+    assert time.perf_counter() - started < 2
+
+
+def hub_cache(folder, monkeypatch, name, column, **splits):
+    "Write `splits` to the place where `datasets` would keep the pinned data set `name`."
+    from datasets import ClassLabel, Dataset, Features, Value
+    monkeypatch.setenv("HF_DATASETS_CACHE", str(folder))
+    hub = data._HUB[name]
+    place = folder / hub.path.replace("/", "___") / "default" / "0.0.0" / hub.revision
+    place.mkdir(parents=True)
+    features = Features({"idx": Value("int32"), column: Value("string"), "label": ClassLabel(names=["neg", "pos"])})
+    for split, labels in splits.items():
+        content = {"idx": list(range(len(labels))), column: [f"{split} {NOUNS[i % 12]} text {i}" for i in range(len(labels))], "label": labels}
+        rows = Dataset.from_dict(content, features=features)
+        with pa.OSFile(str(place / f"{name}-{split}.arrow"), "wb") as sink, pa.ipc.new_stream(sink, rows.data.schema) as writer: writer.write_table(rows.data.table)
+
+
+def test_a_cached_data_set_works_offline(tmp_path, monkeypatch):
+    hub_cache(tmp_path / "hub", monkeypatch, "sst2", "sentence", train=[0, 1] * 100, validation=[1, 0, 1, 0, 1], test=[-1] * 4)
+    task = load_task("sst2")
+    assert [len(rows) for rows in task.splits.values()] == [180, 20, 5] and task.label_names == ["neg", "pos"]
+    assert task.test["text"][0].startswith("validation ") and task.card["revision"] == data._HUB["sst2"].revision
+    assert task.train.column_names == ["text", "label", "idx"] and task.train.features["label"].names == ["neg", "pos"]
+
+
+def test_cached_data_passes_the_checks(tmp_path, monkeypatch):
+    hub_cache(tmp_path / "hub", monkeypatch, "sms_spam", "sms", train=[0, 0, 1] * 40)
+    assert load_task("sms_spam").card["counts"] == {"train": [48, 24], "validation": [12, 6], "test": [20, 10]}
+    hub_cache(tmp_path / "hub2", monkeypatch, "imdb", "text", train=[0, 1] * 20, test=[0, 1, -1])
+    with pytest.raises(DataError, match="imdb, test split, row 3: the label is missing"): load_task("imdb")
+
+
+def test_the_hub_is_asked_for_the_pinned_revision(tmp_path, monkeypatch):
+    import datasets
+    asked = []
+    def load_dataset(path, revision):
+        asked.append((path, revision))
+        if path != "ucirvine/sms_spam": raise ConnectionError("the line\nwas cut")
+        features = datasets.Features({"sms": datasets.Value("string"), "label": datasets.ClassLabel(names=["ham", "spam"])})
+        return datasets.DatasetDict(train=datasets.Dataset.from_dict({"sms": [text for text, _ in ROWS], "label": [0, 1] * 12}, features=features))
+    monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path / "empty"))
+    monkeypatch.setattr(data, "offline", lambda: False)
+    monkeypatch.setattr(datasets, "load_dataset", load_dataset)
+    assert load_task("sms_spam").label_names == ["ham", "spam"] and asked == [("ucirvine/sms_spam", data._HUB["sms_spam"].revision)]
+    with pytest.raises(DataError, match=r"^ag_news: fancyzhx/ag_news could not be loaded \(ConnectionError: the line was cut\); try again"): load_task("ag_news")
+    assert all(len(hub.revision) == 40 and "/" in hub.path for hub in data._HUB.values())
+
+
+# Tokens and batches --------------------------------------------------------------------------------------------------
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    return pretrained.load_tokenizer("minilm")
+
+
+def test_warnings_about_tokens(tmp_path, tokenizer):
+    thai = load_task(write(tmp_path, "thai.csv", table([(f"{'ไม่ดีเลย ' * (i % 3 + 1)}{NOUNS[i % 12]}", "ab"[i % 2]) for i in range(40)])))
+    lines = check_tokens(thai, tokenizer, 128)
+    assert len(lines) == 1 and "unknown" in lines[0] and "another language" in lines[0]
+    long = load_task(write(tmp_path, "long.csv", table([(f"{noun} " * (40 if i < 6 else 3) + str(i), "ab"[i % 2]) for i, noun in enumerate(NOUNS * 2)])))
+    lines = check_tokens(long, tokenizer, 16)
+    assert len(lines) == 1 and "cut by more than half at max_length 16" in lines[0] and "\n" not in lines[0]
+    assert check_tokens(long, tokenizer, 64) == []
+
+
+def test_batches(tokenizer):
+    rows = encode(["one two three", "four"], tokenizer, max_length=4)
+    assert [len(row) for row in rows] == [4, 3]
+    left = collate(rows, 0, labels=[1, 0], side="left")
+    assert left["attention_mask"].tolist() == [[1, 1, 1, 1], [0, 1, 1, 1]] and left["labels"].tolist() == [1, 0]
+    lengths = np.random.default_rng(0).integers(1, 100, 1000)
+    for seed in (None, 3):
+        batches = length_batches(lengths, 8, seed)
+        assert sorted(sum(batches, [])) == list(range(1000)) and padding_share(lengths, batches) < 0.03
+    assert length_batches([], 4) == [] == length_batches([], 4, 0) and length_batches([5, 1], 4) == [[0, 1]]
+    assert sorted(length_batches([5, 1, 7], 2, 1)[0] + length_batches([5, 1, 7], 2, 1)[1]) == [0, 1, 2]
+
+
+def test_importing_costs_no_torch():
+    code = "import sys, tutorial_clf.data; print({'torch', 'transformers', 'datasets', 'pandas', 'matplotlib'} & sys.modules.keys())"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout.strip() == "set()"

@@ -69,7 +69,8 @@ def _network(family, vocab_size, positions):
     if family == "roberta":  # its positions are counted from pad_token_id + 1
         return t.RobertaForMaskedLM(t.RobertaConfig(**size, max_position_embeddings=positions + 2, type_vocab_size=1))
     if family == "distilbert":
-        return t.DistilBertForMaskedLM(t.DistilBertConfig(vocab_size=vocab_size, dim=32, n_layers=2, n_heads=4, hidden_dim=64, max_position_embeddings=positions))
+        return t.DistilBertForMaskedLM(t.DistilBertConfig(vocab_size=vocab_size, dim=32, n_layers=2, n_heads=4, hidden_dim=64,
+                                                          max_position_embeddings=positions))
     if family == "gpt2":
         return t.GPT2Model(t.GPT2Config(vocab_size=vocab_size, n_embd=32, n_layer=2, n_head=4, n_positions=positions, bos_token_id=0, eos_token_id=0))
     return t.ModernBertForMaskedLM(t.ModernBertConfig(**size, max_position_embeddings=positions, local_attention=8, global_attn_every_n_layers=2,
@@ -138,3 +139,11 @@ def run_python():
         assert done.returncode == 0, done.stderr
         return done.stdout
     return run
+
+
+def pytest_collection_modifyitems(items):
+    "The chapters take longest, so both workers of `make test` begin with chapters: half of them come first, half in the middle."
+    long = [item for item in items if item.path.name == "test_notebooks.py"]
+    short = [item for item in items if item not in long]
+    half = len(short) // 2
+    items[:] = long[::2] + short[:half] + long[1::2] + short[half:]

@@ -1,6 +1,7 @@
 """What chapter 02 does not show: bad input of every kind, formats, the cache under pressure, no network, determinism."""
 import json
 import os
+import socket
 import subprocess
 import sys
 import time
@@ -12,10 +13,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+import tutorial_clf.checks as checks
 import tutorial_clf.data as data
+import tutorial_clf.files as files
+import tutorial_clf.harvest as harvest
 import tutorial_clf.pretrained as pretrained
-from tutorial_clf.data import (DataError, check_tokens, collate, docstrings, duplicates, encode, length_batches, load_task,
-                               near_duplicates, padding_share, split_groups, split_rows, tasks, without_duplicates)
+from tutorial_clf.data import (DataError, check_tokens, collate, docstrings, duplicates, encode, is_data_file, length_batches, load_task,
+                               near_duplicates, padding_share, read_rows, split_groups, split_rows, tasks, without_duplicates)
 
 SMALL = ("PIL", "fsspec", "networkx")
 NOUNS = ["soup", "waiter", "lamp", "novel", "film", "harbour", "keyboard", "garden", "ticket", "blanket", "choir", "museum"]
@@ -122,6 +126,63 @@ def test_splits_are_stratified_and_repeatable(tmp_path):
     with pytest.raises(DataError, match="-1 rows"): task.sample(train=-1)
 
 
+def test_columns_of_the_same_name_get_an_underscore(tmp_path):
+    rows = [(text, label, i, "", "x") for i, (text, label) in enumerate(ROWS)]
+    path = write(tmp_path, "a.csv", table(rows, ("text", "label", "note", "", "note")))
+    assert load_task(path).train.column_names == ["text", "label", "note", "_", "note_"]
+    odd = write(tmp_path, "b.csv", table(rows, ("body", "label", "text_", "line_", "text")))
+    assert load_task(odd, text="body").train.column_names == ["text", "label", "text_", "line__", "text__"]
+    assert read_rows(path).column_names == ["text", "label", "note", "", "note_"]
+
+
+# Rows to predict on --------------------------------------------------------------------------------------------------
+
+def test_rows_need_a_text_and_nothing_else(tmp_path):
+    texts = ["soup", "two\nlines", "  blanks  ", "soup"]
+    lines = "\n".join(json.dumps({"id": i, "line_": "x", "body": text}) for i, text in enumerate(texts))
+    csv = "".join(f'{i};x;"{text}"\n' for i, text in enumerate(texts))
+    pq.write_table(pa.table({"id": range(4), "line_": ["x"] * 4, "body": texts}), tmp_path / "a.parquet")
+    paths = [write(tmp_path, "a.jsonl", lines), write(tmp_path, "a.csv", "id;line_;body\n" + csv),
+             write(tmp_path, "A.TSV", "id;line_;body\n".replace(";", "\t") + csv.replace(";", "\t")), tmp_path / "a.parquet"]
+    for path in paths:
+        rows = read_rows(str(path), "body")
+        assert rows.column_names == ["id", "line_", "body"] and rows["body"][:] == texts and rows.cache_files, path.name
+        assert [str(row["id"]) + row["line_"] for row in rows] == ["0x", "1x", "2x", "3x"]
+    assert isinstance(rows[0]["id"], int)
+    only = read_rows(write(tmp_path, "only.csv", "text\nsoup\n"))
+    assert only.column_names == ["text"] and len(only) == 1
+    labelled = write(tmp_path, "l.csv", table([*ROWS, ("lonely", " Label ")]))           # labels are no business of predict's
+    assert read_rows(labelled)["label"][-1] == " Label " and read_rows(labelled).column_names == ["text", "label"]
+    with pytest.raises(DataError, match="only this one row"): load_task(labelled)        # and one cache file is not taken for the other
+
+
+UNREADABLE = ("empty file", "header only", "text column missing", "empty text", "empty text after a line break", "too many fields",
+              "too few fields", "open quotation mark", "latin-1", "utf-16", "not JSON", "text is a number", "text is null", "no Parquet",
+              "other ending")
+
+
+@pytest.mark.parametrize("case", UNREADABLE)
+def test_rows_are_refused_like_tasks(case, tmp_path):
+    name, content, options, said = BAD[case]
+    with pytest.raises(DataError) as error: read_rows(write(tmp_path, name, content), options.get("text", "text"))
+    message = str(error.value)
+    assert "\n" not in message and message.endswith((".", "?")) and "; " in message, message
+    assert all(piece in message for piece in said), message
+
+
+def test_rows_of_parquet_and_of_no_file(tmp_path):
+    pq.write_table(pa.table({"body": ["a", " ", "b"]}), tmp_path / "a.parquet")
+    with pytest.raises(DataError, match="a.parquet, row 2: the text is empty"): read_rows(tmp_path / "a.parquet", "body")
+    with pytest.raises(DataError, match="there is no column 'text'; the columns are 'body'"): read_rows(tmp_path / "a.parquet")
+    with pytest.raises(DataError, match=r"did you mean 'a.parquet'\?$"): read_rows(tmp_path / "b.parquet", "body")
+    with pytest.raises(DataError, match="this is a folder"): read_rows(tmp_path)
+
+
+def test_what_looks_like_a_file():
+    for name in ("a.csv", "folder/A.TSV", Path("b.jsonl"), "c.ndjson", "d.json", "~/e.parquet"): assert is_data_file(name), name
+    for text in ("I liked it.", "", "a.csv was lost", "csv", "1.5", "nothing.txt", "reviews", "Really?!"): assert not is_data_file(text), text
+
+
 # Refusals: one sentence with file, row and mend ----------------------------------------------------------------------
 
 GOOD = table()
@@ -215,7 +276,7 @@ def test_a_file_is_read_in_pieces_and_memory_mapped(tmp_path, monkeypatch, capsy
     with open(path, "w") as file:
         file.write("text,label\n")
         for i in range(20_000): file.write(f'"{row.format(i)}",{"ab"[i % 2]}\n')
-    monkeypatch.setattr(data, "NEAR_WORDS", 1000)                     # beyond this only hashes of whole texts are kept
+    monkeypatch.setattr(checks, "NEAR_WORDS", 1000)                     # beyond this only hashes of whole texts are kept
     before = pa.total_allocated_bytes()
     tracemalloc.start()
     try: task, peak = load_task(path), tracemalloc.get_traced_memory()[1]
@@ -265,7 +326,7 @@ def test_shipped_data_with_duplicates_is_refused(tmp_path, monkeypatch):
 
 
 def test_texts_too_alike_fall_back_to_exact_duplicates(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(data, "NEAR_WORK", 10)
+    monkeypatch.setattr(checks, "NEAR_WORK", 10)
     assert load_task(leaky(tmp_path)).card["duplicates"] == {"validation": {"exact": 1, "near": None}, "test": {"exact": 2, "near": None}}
 
 
@@ -314,7 +375,7 @@ def test_docstrings_are_masked_grouped_and_repeatable(cache, tmp_path, monkeypat
 def test_docstrings_follow_the_profile(monkeypatch):
     from tutorial_clf.profile import load_profile
     assert load_task("docstrings", profile=load_profile("smoke", docstring_libraries=("PIL", "fsspec"))).label_names == ["PIL", "fsspec"]
-    assert data._libraries(("default",)) == data._libraries(None) == data.LIBRARIES
+    assert harvest._libraries(("default",)) == harvest._libraries(None) == data.LIBRARIES
 
 
 def test_docstrings_refuses_what_it_cannot_harvest():
@@ -337,7 +398,7 @@ def test_two_processes_harvest_at_once_and_import_nothing(cache):
 def test_a_cache_that_cannot_be_written(tmp_path, monkeypatch):
     write(tmp_path, "file", "not a folder")
     monkeypatch.setenv("TUTORIAL_CLF_CACHE", str(tmp_path / "file" / "cache"))
-    monkeypatch.setattr(data.tempfile, "tempdir", str(tmp_path))
+    monkeypatch.setattr(files.tempfile, "tempdir", str(tmp_path))
     assert load_task(write(tmp_path, "a.csv", GOOD)).name == "a"
     assert len(list(tmp_path.glob("tutorial_clf-*/*.arrow"))) == 1
 
@@ -353,12 +414,12 @@ def test_a_hub_name_fails_at_once_when_offline():
 
 
 def test_a_hub_that_hangs_fails_within_two_seconds(monkeypatch):
-    monkeypatch.delenv("HF_HUB_OFFLINE")
-    monkeypatch.setenv("HF_ENDPOINT", "http://hub.invalid")
-    monkeypatch.setattr(pretrained.socket, "create_connection", lambda *a, **k: time.sleep(20))
-    started = time.perf_counter()
-    with pytest.raises(DataError, match="cannot be reached"): load_task("imdb")
-    assert time.perf_counter() - started < 2
+    for name in [name for name in os.environ if name.lower().endswith("_proxy") or name.endswith("_OFFLINE")]: monkeypatch.delenv(name)
+    with socket.create_server(("127.0.0.1", 0)) as silent:            # takes the call and never answers
+        monkeypatch.setenv("HF_ENDPOINT", f"http://127.0.0.1:{silent.getsockname()[1]}")
+        started = time.perf_counter()
+        with pytest.raises(DataError, match="cannot be reached"): load_task("imdb")
+        assert time.perf_counter() - started < 2
 
 
 def hub_cache(folder, monkeypatch, name, column, **splits):

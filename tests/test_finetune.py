@@ -15,7 +15,7 @@ from conftest import FAMILIES, POSITIONS
 from tutorial_clf import finetune
 from tutorial_clf.finetune import Classifier, fine_tune, plot_history
 from tutorial_clf.pretrained import ModelError, load_classifier, load_tokenizer
-from tutorial_clf.profile import ProfileError, load_profile
+from tutorial_clf.profile import ProfileError
 
 TEXTS = ["the soup was good", "bad", "a book of the year, by far the best book and there is no other like it", "", "☃ 漢字 \x00 zzzz"]
 SETTINGS = dict(train_rows=0, eval_rows=0, batch_size=8, epochs=1, learning_rate=1e-3, max_length=64)
@@ -172,7 +172,7 @@ def test_training_leaves_no_files_and_says_little(train, monkeypatch, tmp_path, 
     assert out == "" and "fine-tuning: 100%" in err and err.count("\n") == 1
 
 
-def test_settings_and_models_are_refused_before_anything_is_trained(train, trainers, monkeypatch, toy_task, checkpoint, tmp_path):
+def test_settings_and_models_are_refused_before_anything_is_trained(trainers, toy_task, tmp_path):
     with pytest.raises(ModelError, match="minilm"): fine_tune(toy_task(), model="no-such-model", profile="smoke")
     with pytest.raises(ModelError, match="config.json"): fine_tune(toy_task(), model=str(tmp_path), profile="smoke")
     with pytest.raises(ProfileError, match="did you mean 'epochs'"): fine_tune(toy_task(), profile="smoke", epoch=3)
@@ -282,7 +282,7 @@ def test_saving_changes_nothing_about_the_classifier(trained, tmp_path):
 def test_folders_that_hold_no_classifier(tmp_path, checkpoint, trained):
     with pytest.raises(ModelError, match="config.json"): Classifier.load(tmp_path)
     with pytest.raises(ModelError, match="config.json"): Classifier.load(tmp_path / "missing")
-    with pytest.raises(ModelError, match="no classifier"): Classifier.load(checkpoint("bert"))
+    with pytest.raises(ModelError, match="fine-tune it first"): Classifier.load(checkpoint("bert"))
     headless = shutil.copytree(checkpoint("bert"), tmp_path / "headless")       # names but no head: a random one would guess
     config = json.loads((headless / "config.json").read_text())
     (headless / "config.json").write_text(json.dumps(config | {"id2label": {"0": "no", "1": "yes"}}))

@@ -174,7 +174,7 @@ def test_chapter_ends_with_its_exercises_asserted():
                 f"nbs/{name}: the last code cell should be hidden and call assert_exercises(globals())"
 
 
-@pytest.mark.parametrize("name", [name for name in NOTEBOOKS if re.match(r"\d\d_", name)])      # 00a and 00b are no lessons
+@pytest.mark.parametrize("name", [name for name in NOTEBOOKS if re.match(r"\d\d_", name)])      # with a letter, such as 00a: no lessons
 def test_exercises_are_three_cells(name):
     cells, problems = NOTEBOOKS[name].cells, []
     checks = [i for i, cell in enumerate(cells) if cell.cell_type == "code" and re.search(r"(?m)^@exercise\(", cell.source)]

@@ -327,7 +327,8 @@ def with_remote_code(folder, sprung, **config):
     "Put code into `folder` that writes `sprung`, and a config that asks for it."
     (folder / "remote.py").write_text(f"open({str(sprung)!r}, 'w')\nclass Model: pass\nConfig = Tokenizer = Model\n")
     asks = {"AutoConfig": "remote.Config", "AutoModel": "remote.Model", "AutoModelForSequenceClassification": "remote.Model"}
-    for name, more in (("config.json", {"auto_map": asks} | config), ("tokenizer_config.json", {"auto_map": {"AutoTokenizer": ["remote.Tokenizer", "remote.Tokenizer"]}})):
+    tokenizer = {"AutoTokenizer": ["remote.Tokenizer", "remote.Tokenizer"]}
+    for name, more in (("config.json", {"auto_map": asks} | config), ("tokenizer_config.json", {"auto_map": tokenizer})):
         path = folder / name
         path.write_text(json.dumps(json.loads(path.read_text()) | more))
 
@@ -498,7 +499,8 @@ def test_a_hub_that_takes_the_call_and_never_answers(server, network):
     within_two_seconds(find_model)
 
 
-@pytest.mark.parametrize("host, answer", [("silent", None), ("forbids", b"HTTP/1.1 403 Forbidden\r\nContent-Length: 0\r\n\r\n"), ("hangs-up", b"")])
+@pytest.mark.parametrize("host, answer", [("silent", None), ("forbids", b"HTTP/1.1 403 Forbidden\r\nContent-Length: 0\r\n\r\n"), ("hangs-up", b"")],
+                         ids=["silent", "forbids", "hangs-up"])
 def test_a_proxy_that_lets_nobody_through(server, network, host, answer):
     asked = network(HF_ENDPOINT=f"https://{host}.test", HTTPS_PROXY=f"http://127.0.0.1:{server(answer)}")
     within_two_seconds(find_model)

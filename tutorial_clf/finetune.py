@@ -9,6 +9,7 @@ __all__ = ['training_arguments', 'Progress', 'Classifier', 'fine_tune', 'plot_hi
 import json
 import math
 import os
+import secrets
 import shutil
 import sys
 import tempfile
@@ -20,8 +21,8 @@ import torch
 from transformers import DataCollatorWithPadding, EarlyStoppingCallback, PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 
 from .data import Task
-from .pretrained import ModelError, load_classifier, load_tokenizer, quiet
-from .profile import Profile, load_profile, pick_device, set_seed
+from .pretrained import ModelError, filled, load_classifier, load_tokenizer, quiet
+from .profile import Profile, ProfileError, load_profile, pick_device, set_seed
 
 # %% ../nbs/06_fine_tune.ipynb #d9a31a91
 def training_arguments(profile: Profile, folder: str) -> TrainingArguments:
@@ -106,7 +107,7 @@ def _probabilities(model, tokenizer, texts: list, max_length: int, batch_size: i
     probabilities = np.zeros((len(texts), model.config.num_labels), dtype=np.float32)
     for start in range(0, len(texts), batch_size):
         rows = order[start:start + batch_size]
-        batch = tokenizer([texts[i] for i in rows], padding=True, truncation=True, max_length=max_length, return_tensors="pt")
+        batch = tokenizer(filled([texts[i] for i in rows], tokenizer), padding=True, truncation=True, max_length=max_length, return_tensors="pt")
         with torch.inference_mode():
             logits = model(**batch.to(model.device)).logits                      # (batch, classes)
         probabilities[rows] = logits.float().softmax(-1).cpu().numpy()
@@ -125,23 +126,26 @@ def _checked(texts) -> list:
 def _write(model, tokenizer, max_length: int, folder: Path) -> None:
     "Write safetensors, config (with label names) and tokenizer to `folder`, whole or not at all."
     folder.parent.mkdir(parents=True, exist_ok=True)
-    part = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
+    part, longest = folder.parent / f".{folder.name}-{secrets.token_hex(4)}", tokenizer.model_max_length
+    part.mkdir()
     try:
         with quiet(): model.save_pretrained(part)
         tokenizer.model_max_length = max_length          # so that whoever loads the folder cuts at the same place
         tokenizer.save_pretrained(part)
-        part.chmod(0o755)                                # mkdtemp's folders are for their owner alone
         if folder.is_dir():
             for file in part.iterdir(): os.replace(file, folder / file.name)
         else: os.replace(part, folder)
-    finally: shutil.rmtree(part, ignore_errors=True)
+    finally:
+        tokenizer.model_max_length = longest
+        shutil.rmtree(part, ignore_errors=True)
 
 # %% ../nbs/06_fine_tune.ipynb #ea074e41
 def _saved_label_names(folder: Path) -> list:
     "The label names in the config of a saved classifier, in the order of their numbers."
     if not (folder / "config.json").is_file():
         raise ModelError(f"{folder} holds no classifier (no config.json): give a folder that Classifier.save wrote, such as runs/latest.")
-    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    try: config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    except ValueError as error: raise ModelError(f"{folder}: config.json is damaged ({error}); save the classifier again.") from None
     if not any("ForSequenceClassification" in name for name in config.get("architectures") or []):
         raise ModelError(f"{folder} holds a model without a classification head: fine-tune it first.")
     names = config.get("id2label") or {"0": "LABEL_0", "1": "LABEL_1"}           # transformers leaves these two out
@@ -180,7 +184,9 @@ class Classifier:
         "The classifier saved in `folder`. Raises `ModelError` for a folder that holds none."
         model = load_classifier(folder, _saved_label_names(Path(folder)))
         tokenizer = load_tokenizer(folder)
-        return cls(model.to(device), tokenizer, max_length=min(tokenizer.model_max_length, 512))
+        try: model.to(device)
+        except (RuntimeError, AssertionError) as error: raise ProfileError(f"{device} cannot be used here: {str(error).splitlines()[0]}") from error
+        return cls(model, tokenizer, max_length=tokenizer.model_max_length)
 
 # %% ../nbs/06_fine_tune.ipynb #4f99bd7a
 def _accuracy(prediction) -> dict:
@@ -211,7 +217,8 @@ def fine_tune(
             callbacks=[EarlyStoppingCallback(profile.patience), Progress()])
         trainer.remove_callback(PrinterCallback)
         with quiet(): trainer.train()
-    return Classifier(trainer.model.to(device), tokenizer, max_length, profile.eval_batch_size, _history(trainer.state.log_history))
+    network = trainer.accelerator.unwrap_model(trainer.model, keep_fp32_wrapper=False)     # without the autocast of bf16 training
+    return Classifier(network.to(device), tokenizer, max_length, profile.eval_batch_size, _history(trainer.state.log_history))
 
 # %% ../nbs/06_fine_tune.ipynb #b1118602
 def plot_history(history: list):

@@ -2,6 +2,7 @@
 
 usage: python .ci/readme.py [--check]      (make readme; --check only says whether README.md is up to date)
 """
+import base64
 import json
 import re
 import sys
@@ -36,6 +37,13 @@ def score_card() -> str:
             f"{min(scores):.3f} to {max(scores):.3f}. The test rows were looked at for these cards alone.")
 
 
+def picture() -> bytes:
+    "The figure that the README shows: the one of chapter 01, as it is stored there."
+    cells = json.loads((ROOT / "nbs" / "01_transfer_learning.ipynb").read_text(encoding="utf-8"))["cells"]
+    cell = next(c for c in cells if "#| label: fig-transfer" in "".join(c["source"]))
+    return base64.b64decode(next("".join(o["data"]["image/png"]) for o in cell["outputs"] if "image/png" in o.get("data", {})))
+
+
 def generated(readme: str) -> str:
     "The README with what stands between its markers written anew."
     for name, write in (("path", learning_path), ("card", score_card)):
@@ -46,6 +54,8 @@ def generated(readme: str) -> str:
 if __name__ == "__main__":
     file = ROOT / "README.md"
     old = file.read_text(encoding="utf-8")
-    new = generated(old)
-    if "--check" in sys.argv: sys.exit("README.md is out of date: run `make readme`" if new != old else 0)
+    new, shown = generated(old), ROOT / "data" / "runs" / "transfer.png"
+    if "--check" in sys.argv:
+        sys.exit("README.md is out of date: run `make readme`" if new != old or shown.read_bytes() != picture() else 0)
     file.write_text(new, encoding="utf-8")
+    shown.write_bytes(picture())

@@ -287,3 +287,8 @@ def test_import_costs_no_torch():
     heavy = "torch transformers sklearn scipy matplotlib pandas datasets".split()
     code = f"import sys, tutorial_clf.evaluate; print([m for m in {heavy} if m in sys.modules])"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip() == "[]"
+
+
+def test_label_names_that_occur_nowhere_do_not_move_the_interval():
+    labels, predictions = [0, 1] * 100, [0, 1] * 93 + [1, 0] * 7
+    assert np.allclose(bootstrap_interval(labels, predictions, classes=10), bootstrap_interval(labels, predictions, classes=2), atol=0.01)

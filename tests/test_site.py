@@ -1,5 +1,7 @@
 """The site without Quarto: sidebar, links, pictures, and what nbdev hands to Quarto."""
 import re
+import subprocess
+import sys
 import tomllib
 from pathlib import Path
 
@@ -88,3 +90,8 @@ def test_page_shows_lesson_and_package_but_no_tests(name, monkeypatch):
         assert (cell.id in shown) != hidden, f"{name}: cell {cell.id} would be {'shown' if hidden else 'missing'} on the site:\n{cell.source[:200]}"
         folded = cell.source.startswith("#| code-fold: true")
         assert not folded or shown[cell.id].startswith("#| code-fold: true"), f"{name}: the solution {cell.id} would not be folded on the site"
+
+
+def test_readme_shows_the_chapters_and_the_records_as_they_are():
+    done = subprocess.run([sys.executable, ROOT / ".ci" / "readme.py", "--check"], cwd=ROOT, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr[-2000:]

@@ -45,11 +45,12 @@ def macro_f1(counts: np.ndarray) -> np.ndarray:
 
 # %% ../nbs/07_evaluate.ipynb #60ecd91c
 def _imagined(counts: np.ndarray, rows: float) -> np.ndarray:
-    "`rows` imagined rows as a confusion matrix (C, C): classes as in `counts`, half right, half wrong in any other class."
-    classes = len(counts)
+    "`rows` imagined rows as a confusion matrix (C, C): classes as in `counts`, half right, half wrong in any other class that occurs."
+    occurs = counts.sum(axis=0) + counts.sum(axis=1) > 0                # (C,)
+    if occurs.sum() < 2: occurs = np.ones(len(counts), bool)            # a single class: any other will do
     share = counts.sum(axis=1, keepdims=True) / counts.sum()            # (C, 1)
-    eye = np.eye(classes)
-    return rows * share * (eye / 2 + (1 - eye) / (2 * max(classes - 1, 1)))
+    eye = np.eye(len(counts))
+    return rows * share * (eye + (1 - eye) * occurs / max(occurs.sum() - 1, 1)) / 2
 
 
 def bootstrap_interval(

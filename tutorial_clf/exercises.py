@@ -42,7 +42,8 @@ def same(got, expected, tolerance: float = 1e-9, what: str = "the result") -> No
     if off.size and not off.max() <= tolerance:          # `not <=` also catches NaN
         at = np.unravel_index(np.nanargmax(np.where(np.isnan(off), np.inf, off)), off.shape)
         place = f" at {tuple(int(i) for i in at)}" if at else ""
-        raise Different(f"{what}{place} should be {e[at]:.6g}, and it is {g[at]:.6g}")
+        wanted, given = (str(bool(v[at])) if v.dtype == bool else f"{v[at]:.6g}" for v in (e, g))
+        raise Different(f"{what}{place} should be {wanted}, and it is {given}")
 
 # %% ../nbs/00a_exercises.ipynb #72d29033
 def exercise(

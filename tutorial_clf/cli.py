@@ -95,7 +95,8 @@ def finetune(
         from tutorial_clf.profile import load_profile, pick_device
         settings = load_profile(profile, task=task, model=model, seed=seed, epochs=epochs, batch_size=batch_size, max_length=max_length,
                                 learning_rate=learning_rate, train_rows=train_rows, device=device)
-        pick_device(settings)
+        from tutorial_clf.pretrained import find_model
+        pick_device(settings), find_model(settings.model)          # what cannot work is said before anything is read or written
         from tutorial_clf.data import load_task
         rows = load_task(settings.task, text=text, label=label, split=split, seed=settings.seed, profile=settings)
         typer.echo(rows)

@@ -30,7 +30,7 @@ _all_ = ["NEAR", "NEAR_WORDS", "NEAR_WORK", "SPLITS", "DataError", "Task", "dupl
          "split_rows", "without_duplicates", "cached", "is_data_file", "read_rows",
          "HARVEST", "LIBRARIES", "LONGEST", "SHORTEST", "docstrings"]
 
-# %% ../nbs/02_data.ipynb #35282a63
+# %% ../nbs/02_data.ipynb #d8872f95
 def encode(
     texts,            # texts to encode, any iterable of strings
     tokenizer,        # from `load_tokenizer`
@@ -39,14 +39,14 @@ def encode(
     "Token ids of each text, special tokens included, truncated and not padded."
     return tokenizer(list(texts), truncation=True, max_length=max_length, padding=False)["input_ids"]
 
-# %% ../nbs/02_data.ipynb #7e42ba50
+# %% ../nbs/02_data.ipynb #7de4577e
 def check_tokens(
     task,             # from `load_task`
     tokenizer,        # from `load_tokenizer`
     max_length: int,  # tokens after which a text is cut, special tokens included
     rows: int = 2000, # look at no more than so many training rows, evenly spaced
 ) -> list[str]:
-    "Warnings, one line each, about what the tokenizer does to the training texts; an empty list is good news."
+    "Warnings, one line each: texts cut by more than half, many unknown tokens. A language in splinters it cannot notice."
     chosen = np.unique(np.linspace(0, len(task.train) - 1, min(rows, len(task.train))).astype(int))
     encoded = tokenizer(task.train.select(chosen)["text"][:], truncation=False, verbose=False)["input_ids"]
     sizes = np.array([len(ids) for ids in encoded])
@@ -60,7 +60,7 @@ def check_tokens(
                      "model's, or full of symbols; choose a model that was pretrained on such texts.")
     return lines
 
-# %% ../nbs/02_data.ipynb #4d4b8ca1
+# %% ../nbs/02_data.ipynb #c42aa146
 def collate(
     rows,              # lists of token ids, from `encode`
     pad_id: int,       # id of the padding token: `tokenizer.pad_token_id`
@@ -79,7 +79,7 @@ def collate(
     batch = {"input_ids": ids, "attention_mask": mask}
     return batch if labels is None else batch | {"labels": torch.as_tensor(list(labels))}
 
-# %% ../nbs/02_data.ipynb #f3e87b06
+# %% ../nbs/02_data.ipynb #3267bf72
 def padding_share(
     lengths,  # number of tokens of each text
     batches,  # lists of row numbers
@@ -90,7 +90,7 @@ def padding_share(
     places = sum(len(batch) * (width or lengths[batch].max()) for batch in batches)
     return 1 - sum(int(lengths[batch].sum()) for batch in batches) / int(places)
 
-# %% ../nbs/02_data.ipynb #d4f4e7e1
+# %% ../nbs/02_data.ipynb #8164e05e
 def length_batches(
     lengths,                  # number of tokens of each text
     batch_size: int,          # texts in a batch; the last batch of a pool may be smaller
@@ -109,7 +109,7 @@ def length_batches(
         batches += [rows[i:i + batch_size].tolist() for i in range(0, len(rows), batch_size)]
     return [batches[i] for i in rng.permutation(len(batches))]
 
-# %% ../nbs/02_data.ipynb #d35403c9
+# %% ../nbs/02_data.ipynb #59d29997
 _SHIPPED = {"reviews": ("reviews.csv", ("negative", "positive"), "short reviews written for this course")}
 
 
@@ -123,7 +123,7 @@ def tasks() -> dict[str, str]:
                            "about 30,000 rows, about 50 : 1")
     return lines | {name: f"Hub ({hub.path}): {hub.about}" for name, hub in _HUB.items()}
 
-# %% ../nbs/02_data.ipynb #d7ea96a9
+# %% ../nbs/02_data.ipynb #9d89e7ff
 def load_task(
     name,                             # a name from `tasks()`, or the path of a CSV, TSV, JSONL or Parquet file
     *,
@@ -151,7 +151,7 @@ def load_task(
     refuse(name, "there is no such task or file",
            f"did you mean {near[0]!r}?" if near else f"known are {', '.join(tasks())}, and files ending in {', '.join(READABLE)}")
 
-# %% ../nbs/02_data.ipynb #f1cf013f
+# %% ../nbs/02_data.ipynb #c526c90c
 @dataclass(frozen=True)
 class _Hub:
     "Where a data set of the Hub is, and how its columns and splits are called there."
@@ -173,7 +173,7 @@ _HUB = {
                       "questions to a bank by intent, 77 classes, 13,083 rows"),
 }
 
-# %% ../nbs/02_data.ipynb #59d29997
+# %% ../nbs/02_data.ipynb #d93a784a
 def _hub_files(hub: _Hub) -> dict:
     "Split → Arrow files of the pinned revision in the cache of `datasets`; empty where it is not there."
     from huggingface_hub.constants import HF_HOME
@@ -184,7 +184,7 @@ def _hub_files(hub: _Hub) -> dict:
         if all(files.values()): return files
     return {}
 
-# %% ../nbs/02_data.ipynb #9d89e7ff
+# %% ../nbs/02_data.ipynb #285a31f8
 def _hub_splits(name: str, hub: _Hub) -> dict:
     "Split → Dataset, from the cache or from the Hub."
     if files := _hub_files(hub):
@@ -200,7 +200,7 @@ def _hub_splits(name: str, hub: _Hub) -> dict:
         refuse(name, f"{hub.path} could not be loaded ({said})", "try again, or use a task that needs no network")
     return {split: loaded[split] for split, _ in hub.splits}
 
-# %% ../nbs/02_data.ipynb #c526c90c
+# %% ../nbs/02_data.ipynb #b2337e67
 def _load_hub(name: str, seed: int) -> Task:
     "Task of a data set of the Hub."
     from datasets import concatenate_datasets

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['training_arguments', 'Progress', 'Classifier', 'fine_tune', 'plot_history']
 
-# %% ../nbs/06_fine_tune.ipynb #3dbb4dc5
+# %% ../nbs/06_fine_tune.ipynb #d00644ca
 import json
 import math
 import os
@@ -24,7 +24,7 @@ from .data import Task
 from .pretrained import ModelError, filled, load_classifier, load_tokenizer, quiet
 from .profile import Profile, ProfileError, load_profile, pick_device, set_seed
 
-# %% ../nbs/06_fine_tune.ipynb #d9a31a91
+# %% ../nbs/06_fine_tune.ipynb #925aca93
 def training_arguments(profile: Profile, folder: str) -> TrainingArguments:
     "The one place where a profile becomes `TrainingArguments`; `folder` takes the checkpoints."
     return TrainingArguments(
@@ -40,7 +40,7 @@ def training_arguments(profile: Profile, folder: str) -> TrainingArguments:
         save_total_limit=1, save_only_model=True,
         report_to="none", disable_tqdm=True)
 
-# %% ../nbs/06_fine_tune.ipynb #3b8e9530
+# %% ../nbs/06_fine_tune.ipynb #805980fb
 class Progress(TrainerCallback):
     "One line of progress: a bar in a terminal, a line rewritten in place in a notebook."
 
@@ -77,7 +77,7 @@ class Progress(TrainerCallback):
         if self.bar is not None: self.bar.close()
         elif state.is_world_process_zero: self._say(f"{state.global_step} steps in {seconds:.0f} s{self.last}")
 
-# %% ../nbs/06_fine_tune.ipynb #08e3a11f
+# %% ../nbs/06_fine_tune.ipynb #8999de07
 def _encoded(rows, tokenizer, max_length: int):
     "`rows` with `input_ids`, `attention_mask`, `length`, `labels` and nothing else; memory-mapped if `rows` are."
     from datasets.utils.logging import disable_progress_bar, enable_progress_bar, is_progress_bar_enabled
@@ -100,7 +100,7 @@ def _history(log: list) -> list:
             if theirs in entry: row[ours] = float(entry[theirs])
     return [row for row in epochs.values() if "validation_loss" in row]
 
-# %% ../nbs/06_fine_tune.ipynb #d00644ca
+# %% ../nbs/06_fine_tune.ipynb #4f99bd7a
 def _probabilities(model, tokenizer, texts: list, max_length: int, batch_size: int) -> np.ndarray:
     "Probabilities (N, C) of the N `texts`, rows in their order."
     order = sorted(range(len(texts)), key=lambda i: len(texts[i]))              # like lengths together: less padding
@@ -122,7 +122,7 @@ def _checked(texts) -> list:
     if wrong is not None: raise TypeError(f"texts[{wrong}] is {texts[wrong]!r}, of type {type(texts[wrong]).__name__}, and should be a str.")
     return texts
 
-# %% ../nbs/06_fine_tune.ipynb #74f1aff9
+# %% ../nbs/06_fine_tune.ipynb #8eb696c7
 def _write(model, tokenizer, max_length: int, folder: Path) -> None:
     "Write safetensors, config (with label names) and tokenizer to `folder`, whole or not at all."
     folder.parent.mkdir(parents=True, exist_ok=True)
@@ -139,7 +139,7 @@ def _write(model, tokenizer, max_length: int, folder: Path) -> None:
         tokenizer.model_max_length = longest
         shutil.rmtree(part, ignore_errors=True)
 
-# %% ../nbs/06_fine_tune.ipynb #ea074e41
+# %% ../nbs/06_fine_tune.ipynb #23d0c213
 def _saved_label_names(folder: Path) -> list:
     "The label names in the config of a saved classifier, in the order of their numbers."
     if not (folder / "config.json").is_file():
@@ -151,7 +151,7 @@ def _saved_label_names(folder: Path) -> list:
     names = config.get("id2label") or {"0": "LABEL_0", "1": "LABEL_1"}           # transformers leaves these two out
     return [names[key] for key in sorted(names, key=int)]
 
-# %% ../nbs/06_fine_tune.ipynb #8999de07
+# %% ../nbs/06_fine_tune.ipynb #ed339166
 class Classifier:
     "A fine-tuned model with its tokenizer. `label_names[i]` is the name of class i; `history` has one dict an epoch."
 
@@ -188,7 +188,7 @@ class Classifier:
         except (RuntimeError, AssertionError) as error: raise ProfileError(f"{device} cannot be used here: {str(error).splitlines()[0]}") from error
         return cls(model, tokenizer, max_length=tokenizer.model_max_length)
 
-# %% ../nbs/06_fine_tune.ipynb #4f99bd7a
+# %% ../nbs/06_fine_tune.ipynb #18b0f6f6
 def _accuracy(prediction) -> dict:
     return {"accuracy": float((prediction.predictions.argmax(-1) == prediction.label_ids).mean())}
 
@@ -220,7 +220,7 @@ def fine_tune(
     network = trainer.accelerator.unwrap_model(trainer.model, keep_fp32_wrapper=False)     # without the autocast of bf16 training
     return Classifier(network.to(device), tokenizer, max_length, profile.eval_batch_size, _history(trainer.state.log_history))
 
-# %% ../nbs/06_fine_tune.ipynb #b1118602
+# %% ../nbs/06_fine_tune.ipynb #06f1df24
 def plot_history(history: list):
     "Figure with the losses (left) and the validation accuracy (right) of each epoch in `Classifier.history`."
     from matplotlib.figure import Figure

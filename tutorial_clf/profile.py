@@ -116,7 +116,7 @@ def load_profile(
     base = asdict(name) if isinstance(name, Profile) else _section(name or os.environ.get("TUTORIAL_CLF_PROFILE") or "cpu")
     return Profile(**base | {key: _value("load_profile", key, _TYPES[key], v) for key, v in overrides.items() if v is not None})
 
-# %% ../nbs/00_start.ipynb #6df9c47e
+# %% ../nbs/00_start.ipynb #7f61e173
 def pick_device(profile: Profile):
     "The `torch.device` that `profile` asks for; `ProfileError` where this machine has none. `auto`: cuda, else mps, else cpu."
     import torch
@@ -127,7 +127,7 @@ def pick_device(profile: Profile):
                            "choose TUTORIAL_CLF_PROFILE=cpu, or set device = auto in settings.ini.")
     return torch.device(profile.device)
 
-# %% ../nbs/00_start.ipynb #facdfc60
+# %% ../nbs/00_start.ipynb #2184fb61
 def set_seed(seed: int) -> None:
     "Seed the generators of Python, NumPy and PyTorch (all devices)."
     import random
@@ -137,7 +137,7 @@ def set_seed(seed: int) -> None:
     np.random.seed(seed % 2**32)
     torch.manual_seed(seed)
 
-# %% ../nbs/00_start.ipynb #0ec412a1
+# %% ../nbs/00_start.ipynb #b55cd2d1
 def use_style() -> None:
     "The course's look for matplotlib: readable sizes; colours (Okabe and Ito) told apart in grey by their line styles too."
     import matplotlib.pyplot as plt

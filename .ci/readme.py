@@ -15,14 +15,14 @@ ROOT = Path(__file__).resolve().parent.parent
 
 
 def learning_path() -> str:
-    "A table row for each chapter: number and title with a link, subtitle, measured minutes."
+    "A table row for each chapter: number and title with a link, subtitle, and how long a run took."
     seconds = load_run("minutes")["results"]
-    lines = ["| chapter | what it is about | minutes |", "|---|---|---|"]
+    lines = ["| chapter | what it is about | one run |", "|---|---|---|"]
     for path in sorted((ROOT / "nbs").glob("*.ipynb")):
         first = "".join(json.loads(path.read_text(encoding="utf-8"))["cells"][0]["source"])
         title, subtitle = re.search(r"^# (.+)$", first, re.M)[1], re.search(r"^> (.+)$", first, re.M)[1]
-        minutes = seconds.get(path.stem, 0) / 60
-        lines.append(f"| [{path.stem.split('_')[0]} {title}](nbs/{path.name}) | {subtitle} | {'under 1' if minutes < 1 else round(minutes)} |")
+        took = seconds[path.stem]
+        lines.append(f"| [{path.stem.split('_')[0]} {title}](nbs/{path.name}) | {subtitle} | {f'{took} s' if took < 100 else f'{took / 60:.0f} min'} |")
     return "\n".join(lines)
 
 
@@ -34,7 +34,7 @@ def score_card() -> str:
     where = f"{run['hardware']['cores']} CPU cores ({run['hardware']['processor']}), torch {run['versions']['torch']}, transformers {run['versions']['transformers']}"
     return (f"```\n{show_card(cards[0])}\n```\n\n"
             f"Recorded {run['recorded']} on {where}. The card is that of seed {cards[0]['seed']}; {len(cards)} seeds gave accuracies from "
-            f"{min(scores):.3f} to {max(scores):.3f}. The test rows were looked at for these cards alone.")
+            f"{min(scores):.3f} to {max(scores):.3f}. No setting was chosen on the test rows.")
 
 
 def picture() -> bytes:
@@ -47,7 +47,7 @@ def picture() -> bytes:
 def generated(readme: str) -> str:
     "The README with what stands between its markers written anew."
     for name, write in (("path", learning_path), ("card", score_card)):
-        readme = re.sub(rf"(<!-- {name} -->\n).*?(\n<!-- /{name} -->)", lambda m: m[1] + write() + m[2], readme, flags=re.S)
+        readme = re.sub(rf"(<!-- {name} -->\n).*?(<!-- /{name} -->)", lambda m: m[1] + write() + "\n" + m[2], readme, flags=re.S)
     return readme
 
 

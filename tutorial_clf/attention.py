@@ -137,7 +137,7 @@ def look(text: str, tokenizer, encoder, max_length: int = 32):
     with torch.inference_mode(): found = encoder(**batch, output_attentions=True)
     return tokenizer.convert_ids_to_tokens(batch["input_ids"][0].tolist()), torch.cat(found.attentions).float().cpu()
 
-# %% ../nbs/03_attention.ipynb #a682ff33
+# %% ../nbs/03_attention.ipynb #a0b2f658
 def attention_html(tokens: list, weights, title: str) -> str:
     "Heat map of `weights` (T, T) as HTML that stands by itself: a picture with an alt text; all text is escaped."
     from matplotlib.figure import Figure
@@ -151,7 +151,7 @@ def attention_html(tokens: list, weights, title: str) -> str:
     alt = html.escape(f"Heat map of attention weights, {title}. Each token looks most: {'; '.join(most)}.", quote=True)
     return f'<img alt="{alt}" src="data:image/png;base64,{base64.b64encode(file.getvalue()).decode()}">'
 
-# %% ../nbs/03_attention.ipynb #a0b2f658
+# %% ../nbs/03_attention.ipynb #d677ad31
 def explore(tokenizer, encoder, text: str = "The soup was cold, so we sent it back."):
     "Text box and sliders for layer and head (counted from 0) over the heat map of one head. Needs ipywidgets and an eager encoder."
     import ipywidgets as widgets

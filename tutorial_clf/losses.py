@@ -100,7 +100,8 @@ def cross_entropy(
     label_smoothing: float = 0.0, # share of each target that is spread evenly over all classes
     ignore_index: int = -100,     # rows with this label do not count
 ):
-    """Mean cross-entropy in nats, a scalar in the type of `logits`, equal to torch.nn.functional.cross_entropy and differentiable.
+    """Mean cross-entropy in nats, a scalar in the type of `logits`, equal to torch.nn.functional.cross_entropy
+    on logits (B, C), and differentiable; torch wants the classes second, here they are last.
 
     The mean is torch's: divided by the summed weights of the targets that count; for soft targets by the number of rows.
     Zero where nothing counts (torch: NaN). A class whose target weight is 0 adds 0, even at a logit of −inf; one with more than 0,

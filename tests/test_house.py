@@ -141,7 +141,8 @@ def test_stored_outputs(name):
         if any(out.output_type == "error" for out in cell.outputs) or "Traceback" in text: problems.append(f"{place(cell)}: ends in an error")
         if found := re.search("|".join(machine), text): problems.append(f"{place(cell)}: shows a path of one machine, {text[found.start():][:50]!r}")
         if any(set(out.get("data", {})) - {"text/plain"} == {widget} for out in cell.outputs): problems.append(f"{place(cell)}: a widget without a static twin")
-        if should_print(cell) and not cell.outputs: problems.append(f"{place(cell)}: prints or draws, and has no output")
+        if "fig-cap" in options(cell) and not pictures(cell): problems.append(f"{place(cell)}: has a caption, and no picture")
+        elif should_print(cell) and not cell.outputs: problems.append(f"{place(cell)}: prints or draws, and has no output")
     no_problems(name, problems, f"mend the cell, then `make render CHAPTER=nbs/{name}`:")
 
 

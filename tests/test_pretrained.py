@@ -375,7 +375,8 @@ def test_a_folder_without_a_tokenizer_is_a_model_error(family, tmp_path, checkpo
         assert "tokenizer" in sentence(error)
 
 
-def test_names_that_can_be_no_model():
+def test_names_that_can_be_no_model(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)          # a folder `runs` of the reader's would be found
     refused("no such/folder/anywhere", "'minilm'", "folder")
     for name in ("./missing", "runs/", "-x", "a--b", "a..b", "x.git", "ü/b", "x.", "a" * 200):
         refused(name, "minilm", "folder")

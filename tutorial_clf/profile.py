@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['ProfileError', 'Profile', 'shipped', 'settings_file', 'load_profile', 'pick_device', 'set_seed', 'use_style']
 
-# %% ../nbs/00_start.ipynb #0f4efceb
+# %% ../nbs/00_start.ipynb #27449184
 import configparser
 import os
 from dataclasses import asdict, dataclass, fields
@@ -13,11 +13,11 @@ from difflib import get_close_matches
 from importlib.resources import files
 from pathlib import Path
 
-# %% ../nbs/00_start.ipynb #27449184
+# %% ../nbs/00_start.ipynb #9e514be6
 class ProfileError(ValueError):
     "A profile that cannot be used; the message names the file, the key and the mend."
 
-# %% ../nbs/00_start.ipynb #9e514be6
+# %% ../nbs/00_start.ipynb #8eae0151
 @dataclass(frozen=True)
 class Profile:
     "The settings of one profile, as they stand in `settings.ini`."
@@ -39,7 +39,7 @@ class Profile:
     seed: int
     docstring_libraries: tuple  # libraries that the task `docstrings` is harvested from; ("default",) = see chapter 02
 
-# %% ../nbs/00_start.ipynb #51917ad7
+# %% ../nbs/00_start.ipynb #a4c9c01f
 _LOWEST = dict(train_rows=0, eval_rows=0, max_length=4, batch_size=1, eval_batch_size=1, learning_rate=0.0, epochs=1,
                patience=1, warmup=0.0, weight_decay=0.0, seed=0)
 _TYPES = {f.name: f.type for f in fields(Profile) if f.name != "name"}
@@ -62,7 +62,7 @@ def _value(place: str, key: str, type_: type, value):
         raise ProfileError(f"{place}: {key} = {value} is none of {', '.join(_CHOICES[key])}.")
     return value
 
-# %% ../nbs/00_start.ipynb #8d2fd989
+# %% ../nbs/00_start.ipynb #9c5dab78
 def shipped(name: str) -> Path:
     "Path of `name` among the files that the course ships (the folder `data`), in a clone and in an installed wheel."
     return Path(str(files("tutorial_clf.shipped"))) / name
@@ -77,7 +77,7 @@ def settings_file() -> Path:
     raise ProfileError(f"No settings.ini with a section [tutorial_clf.cpu] in {here} or above it: reinstall tutorial-clf, "
                        "or copy the file from the course.")
 
-# %% ../nbs/00_start.ipynb #9c5dab78
+# %% ../nbs/00_start.ipynb #9e25b67a
 def _settings(path: Path) -> dict:
     "Section name → keys and values of the settings file at `path`."
     parser = configparser.ConfigParser(interpolation=None)
@@ -94,7 +94,7 @@ def _known(place: str, key: str, keys) -> None:
     near = get_close_matches(key, keys, n=1)
     raise ProfileError(f"{place}: there is no {key!r}; " + (f"did you mean {near[0]!r}?" if near else f"known are {', '.join(keys)}."))
 
-# %% ../nbs/00_start.ipynb #9e25b67a
+# %% ../nbs/00_start.ipynb #ffca9aa3
 def _section(name: str) -> dict:
     "The fields of the profile `name`, read from the nearest `settings.ini`."
     path = settings_file()
@@ -116,7 +116,7 @@ def load_profile(
     base = asdict(name) if isinstance(name, Profile) else _section(name or os.environ.get("TUTORIAL_CLF_PROFILE") or "cpu")
     return Profile(**base | {key: _value("load_profile", key, _TYPES[key], v) for key, v in overrides.items() if v is not None})
 
-# %% ../nbs/00_start.ipynb #7f61e173
+# %% ../nbs/00_start.ipynb #8696d49f
 def pick_device(profile: Profile):
     "The `torch.device` that `profile` asks for; `ProfileError` where this machine has none. `auto`: cuda, else mps, else cpu."
     import torch
@@ -127,7 +127,7 @@ def pick_device(profile: Profile):
                            "choose TUTORIAL_CLF_PROFILE=cpu, or set device = auto in settings.ini.")
     return torch.device(profile.device)
 
-# %% ../nbs/00_start.ipynb #2184fb61
+# %% ../nbs/00_start.ipynb #08baa69d
 def set_seed(seed: int) -> None:
     "Seed the generators of Python, NumPy and PyTorch (all devices)."
     import random
@@ -137,7 +137,7 @@ def set_seed(seed: int) -> None:
     np.random.seed(seed % 2**32)
     torch.manual_seed(seed)
 
-# %% ../nbs/00_start.ipynb #b55cd2d1
+# %% ../nbs/00_start.ipynb #357caa61
 def use_style() -> None:
     "The course's look for matplotlib: readable sizes; colours (Okabe and Ito) told apart in grey by their line styles too."
     import matplotlib.pyplot as plt

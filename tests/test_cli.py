@@ -87,13 +87,30 @@ def test_predict_texts_and_files_agree(done):
 
 
 def test_own_file_with_options(tmp_path):
-    rows = [(f"{word} number {i} of the {thing}", label) for i in range(12) for thing in ("soup", "film")
+    rows = [(f"{word} number {i} of the {thing}" + " and so on" * (60 if i == 0 else 0), label) for i in range(12) for thing in ("soup", "film")
             for word, label in (("lovely", "up"), ("dreadful", "down"))]
     (tmp_path / "mine.tsv").write_text("review\tstars\n" + "".join(f"{text}\t{label}\n" for text, label in rows), encoding="utf-8")
     run = clf(tmp_path, "finetune", "--task", "mine.tsv", "--text", "review", "--label", "stars", "--out", "kept/here", "--seed", "7", "--train-rows", "16")
     assert run.returncode == 0, run.stderr[-2000:]
+    assert "warning:" in run.stderr and "cut by more than half" in run.stderr, "texts far longer than max_length went without a warning"
     card = json.loads((tmp_path / "kept" / "here" / "latest" / "card.json").read_text(encoding="utf-8"))
     assert card["task"] == "mine" and card["seed"] == 7 and card["rows"]["train"] == 16 and set(card["per_class"]) == {"up", "down"}
+
+
+def test_duplicates_are_scored_both_ways(tmp_path):
+    rows = [(f"{word} number {i} at the {place}", label) for i in range(10) for place in ("shop", "house", "mill")
+            for word, label in (("a lovely soup", "up"), ("a dreadful film", "down"))]
+    parts = {"train": rows[:40], "validation": rows[40:50], "test": rows[:10] + rows[50:]}
+    def write(name, parts):
+        lines = [f"{text},{label},{split}" for split, part in parts.items() for text, label in part]
+        (tmp_path / name).write_text("text,label,split\n" + "\n".join(lines) + "\n", encoding="utf-8")
+    write("some.csv", parts)
+    write("all.csv", parts | {"test": rows[:10]})
+    for name, said in (("some", "without the rows that repeat earlier ones: accuracy"), ("all", "no score without duplicates")):
+        run = clf(tmp_path, "finetune", "--task", f"{name}.csv", "--train-rows", "0", "--out", name)
+        assert run.returncode == 0 and said in run.stdout and "repeat" in run.stderr, run.stdout + run.stderr[-2000:]
+        card = json.loads((tmp_path / name / "latest" / "card.json").read_text(encoding="utf-8"))
+        assert ("refused" in card["without_duplicates"]) == (name == "all") and card["data"]["duplicates_across_splits"] >= 10
 
 
 @pytest.mark.parametrize("words, hint", [

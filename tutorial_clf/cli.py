@@ -60,7 +60,7 @@ def make_card(task, clf, profile, seconds: float) -> dict:
     `seconds` is what the fine-tune took. Where test rows stand among the training rows too, a second score leaves those out.
     """
     from dataclasses import asdict
-    from tutorial_clf.data import without_duplicates
+    from tutorial_clf.data import DataError, without_duplicates
     from tutorial_clf.evaluate import baselines, score_card
     from tutorial_clf.runs import environment, peak_memory_mb
     rows = task.sample(train=profile.train_rows, test=profile.eval_rows, seed=profile.seed)
@@ -69,7 +69,9 @@ def make_card(task, clf, profile, seconds: float) -> dict:
             "baselines": baselines(rows.train["text"], rows.train["label"], rows.test["text"], rows.test["label"], task.label_names),
             "rows": {name: len(split) for name, split in rows.splits.items()}, "seconds": round(seconds, 1),
             "history": clf.history, "data": task.card, "seed": profile.seed, "profile": asdict(profile), **environment()}
-    if task.card.get("duplicates_across_splits"): card["without_duplicates"] = score(without_duplicates(rows).test)
+    if task.card.get("duplicates_across_splits"):
+        try: card["without_duplicates"] = score(without_duplicates(rows).test)
+        except DataError as error: card["without_duplicates"] = {"refused": str(error)}       # no row would be left
     return card | {"peak_memory_mb": peak_memory_mb()}
 
 # %% ../nbs/15_ship.ipynb #953836eb
@@ -108,9 +110,12 @@ def run_finetune(task, profile, out) -> Path:
     "Fine-tune on `task`, print the card and three predictions; returns the folder with classifier, card.json and history.png."
     import json
     import time
+    from tutorial_clf.data import check_tokens
     from tutorial_clf.evaluate import show_card
     from tutorial_clf.finetune import fine_tune, plot_history
+    from tutorial_clf.pretrained import load_tokenizer
     from tutorial_clf.runs import open_run, run_folder
+    for line in check_tokens(task, load_tokenizer(profile.model), profile.max_length): typer.echo(f"warning: {line}", err=True)
     with run_folder(out, task.name, profile.model) as folder:
         started = time.perf_counter()
         clf = fine_tune(task, profile=profile)
@@ -118,10 +123,18 @@ def run_finetune(task, profile, out) -> Path:
         clf.save(folder)
         plot_history(clf.history).savefig(folder / "history.png", dpi=120)
         (folder / "card.json").write_text(json.dumps(card, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-    typer.echo("\n" + show_card(card) + "\n")
+    typer.echo("\n" + show_card(card) + "\n" + _clean_line(card.get("without_duplicates")))
     texts = task.test["text"][:3]
     for line in _lines(clf, texts): typer.echo(line)
     return open_run(Path(out) / "latest").resolve()
+
+
+def _clean_line(clean: dict | None) -> str:
+    "What the card says of the score without test rows that repeat earlier ones; empty where there are none."
+    if not clean: return ""
+    if "refused" in clean: return f"no score without duplicates: {clean['refused']}\n"
+    low, high = clean["accuracy_interval"]
+    return f"without the rows that repeat earlier ones: accuracy {clean['accuracy']:.3f} ({low:.3f} to {high:.3f}) on {clean['n']} test rows\n"
 
 
 def _lines(clf, texts):

@@ -127,7 +127,7 @@ def test_a_mistake_gives_one_sentence(tmp_path, words, hint):
 def test_an_interrupted_run_leaves_nothing(tmp_path):
     env = os.environ | {"TUTORIAL_CLF_PROFILE": "smoke"}
     with open(tmp_path / "log.txt", "w") as log:
-        run = subprocess.Popen([PROGRAM, "finetune", "--epochs", "200", "--train-rows", "300"], cwd=tmp_path, env=env, stderr=log, stdout=log)
+        run = subprocess.Popen([PROGRAM, "finetune", "--epochs", "200", "--train-rows", "0"], cwd=tmp_path, env=env, stderr=log, stdout=log)
         for _ in range(600):
             if "1/" in (tmp_path / "log.txt").read_text(): break
             time.sleep(0.1)

@@ -263,9 +263,62 @@ def test_what_is_only_odd_is_said(tmp_path, capsys):
 def test_missing_files_and_unknown_names(tmp_path):
     write(tmp_path, "reviews_2.csv", GOOD)
     for name, said in ((tmp_path / "reviews2.csv", r"did you mean 'reviews_2.csv'\?$"), (tmp_path / "zzz" / "q.csv", "check the path"),
-                       (tmp_path, "this is a folder"), ("docstring", "did you mean 'docstrings'"), ("quux", "known are reviews, docstrings")):
+                       (tmp_path, "this is a folder"), ("docstring", "did you mean 'docstrings'"), ("quux", "known are reviews, .*docstrings, sst2")):
         with pytest.raises(DataError, match=said): load_task(name)
-    assert list(tasks())[:2] == ["reviews", "docstrings"] and all("\n" not in line for line in tasks().values())
+    assert all("\n" not in line for line in tasks().values())
+
+
+# Shipped tasks -------------------------------------------------------------------------------------------------------
+
+def three_labels(tmp_path, monkeypatch, rows):
+    "A shipped file with the labels bad, fair and good, and the tasks `two` and `three` made from it."
+    write(tmp_path, "moods.csv", table(rows, ("text", "label", "split")))
+    monkeypatch.setattr(data, "shipped", lambda name: tmp_path / name)
+    shipped = {"two": data._Shipped("moods.csv", ("bad", "good"), "a test", leave_out=("fair",)),
+               "three": data._Shipped("moods.csv", ("bad", "fair", "good"), "a test"), "gone": data._Shipped("gone.csv", ("bad", "good"), "a test")}
+    monkeypatch.setattr(data, "_SHIPPED", shipped)
+
+
+MOODS = [(f"{noun} {word} and nobody said {i}", word, ("train", "train", "validation", "test")[i % 4]) for i, noun in enumerate(NOUNS) for word in ("good", "fair", "bad")]
+
+
+def test_a_shipped_task_may_leave_a_label_out(tmp_path, monkeypatch):
+    three_labels(tmp_path, monkeypatch, MOODS)
+    two, three = load_task("two"), load_task("three")
+    assert two.label_names == ["bad", "good"] == two.test.features["label"].names and three.label_names == ["bad", "fair", "good"]
+    assert two.card["counts"] == {"train": [6, 6], "validation": [3, 3], "test": [3, 3]} and three.card["counts"]["train"] == [6, 6, 6]
+    for split in two.splits:
+        names = [(text, three.label_names[label]) for text, label in rows_of(three)[split]]
+        assert [(text, two.label_names[label]) for text, label in rows_of(two)[split]] == [row for row in names if row[1] != "fair"]
+    assert all(rows.cache_files for rows in two.splits.values())             # still memory-mapped, nothing was copied
+
+
+def test_a_row_that_is_left_out_can_be_no_twin_but_must_be_sound(tmp_path, monkeypatch):
+    rows = MOODS + [("the very same words in a training row", "fair", "train"), ("the very same words in a training row", "good", "test")]
+    three_labels(tmp_path, monkeypatch, rows)
+    assert load_task("two").card["duplicates_across_splits"] == 0
+    with pytest.raises(DataError, match="line 39: this test text is a duplicate of the train text in line 38"): load_task("three")
+    three_labels(tmp_path, monkeypatch, MOODS + [("one row more", "fiar", "train")])
+    with pytest.raises(DataError, match="line 38: unknown label 'fiar'; did you mean 'fair'"): load_task("two")
+    three_labels(tmp_path, monkeypatch, [row for row in MOODS if row[1] != "fair"])
+    assert load_task("two").card["counts"]["train"] == [6, 6]
+    with pytest.raises(DataError, match="'fair' has no rows"): load_task("three")
+
+
+def test_tasks_counts_the_rows_of_each_task_and_passes_over_a_missing_file(tmp_path, monkeypatch):
+    three_labels(tmp_path, monkeypatch, MOODS)
+    lines = tasks()
+    assert "24 rows" in lines["two"] and "36 rows" in lines["three"] and "gone" not in lines and "docstrings" in lines
+    with pytest.raises(DataError, match="gone.csv: there is no such file"): load_task("gone")
+
+
+def test_counts_of_the_real_tasks_are_true():
+    for name, line in tasks().items():
+        if not line.startswith("shipped"): continue
+        task = load_task(name)
+        n, classes = (int(number.replace(",", "")) for number in (line.rsplit(", ", 1)[1].split()[0], line.split(" classes")[0].split()[-1]))
+        assert (n, classes) == (sum(map(len, task.splits.values())), len(task.label_names)), name
+        assert task.card["duplicates_across_splits"] == 0 and all(sum(counts) for counts in zip(*task.card["counts"].values()))
 
 
 # Larger than memory --------------------------------------------------------------------------------------------------
@@ -321,7 +374,7 @@ def test_duplicates_are_counted_said_once_and_removable(tmp_path, capsys):
 def test_shipped_data_with_duplicates_is_refused(tmp_path, monkeypatch):
     path = leaky(tmp_path)
     monkeypatch.setattr(data, "shipped", lambda name: path)
-    monkeypatch.setitem(data._SHIPPED, "reviews", ("leaky.csv", ("bad", "good"), "a test"))
+    monkeypatch.setitem(data._SHIPPED, "reviews", data._Shipped("leaky.csv", ("bad", "good"), "a test"))
     with pytest.raises(DataError, match=r"leaky.csv, line 16: this validation text is a duplicate of the train text in line 4; "): load_task("reviews")
 
 
@@ -484,17 +537,128 @@ def test_warnings_about_tokens(tmp_path, tokenizer):
     assert check_tokens(long, tokenizer, 64) == []
 
 
-def test_batches(tokenizer):
+# Written for this test, three lines each. A language not named here may still slip through: what is tested is the threshold.
+FOREIGN = {
+    "Spanish": "El tren llegó con dos horas de retraso.|Los zapatos venían en una caja aplastada.|No volvería a pedir aquí.",
+    "French": "Le train avait deux heures de retard.|La semelle gauche était déjà décollée.|Je ne recommande à personne cette auberge.",
+    "Italian": "Il treno era in ritardo di due ore.|Le scarpe sono arrivate in una scatola schiacciata.|Non ci tornerei mai più.",
+    "Dutch": "De trein had twee uur vertraging.|Mijn schoenen zaten in een geplette doos.|Hier bestel ik nooit meer iets.",
+    "Polish": "Pociąg spóźnił się o dwie godziny.|Buty przyszły w zgniecionym pudełku.|Nigdy więcej tu nie zamówię.",
+    "Turkish": "Tren iki saat gecikti.|Ayakkabılar ezilmiş bir kutuda geldi.|Buradan bir daha sipariş vermem.",
+    "Greek": "Το τρένο είχε δύο ώρες καθυστέρηση.|Τα παπούτσια ήρθαν σε ένα τσαλακωμένο κουτί.|Δεν θα ξαναπαραγγείλω.",
+    "Korean": "기차가 두 시간 늦었다.|신발이 찌그러진 상자에 담겨 왔다.|다시는 주문하지 않겠다.",
+    "Japanese": "電車は二時間遅れた。|靴はつぶれた箱で届いた。|もう二度と注文しない。",
+    "Chinese": "火车晚点了两个小时。|鞋子装在压扁的盒子里。|我再也不会在这里买东西了。"}
+
+
+@pytest.mark.parametrize("language", FOREIGN)
+def test_another_language_is_noticed(language, tmp_path, tokenizer):
+    lines = FOREIGN[language].split("|") * 8
+    rows = [(json.dumps(f"{line} {i}", ensure_ascii=False)[1:-1], "ab"[i % 2]) for i, line in enumerate(lines)]
+    said = check_tokens(load_task(write(tmp_path, "a.tsv", table(rows, delimiter="\t"))), tokenizer, 128)
+    assert len(said) == 1 and "another language" in said[0] and "\n" not in said[0], said
+
+
+def test_english_of_many_kinds_is_not_mistaken_for_another_language(tmp_path, tokenizer):
+    for name, line in tasks().items():
+        if line.startswith("shipped"): assert check_tokens(load_task(name), tokenizer, 128) == [], name
+    kinds = {"shop": "Pls call 0800 123 4567 b4 10pm, ur order #88-1209 is w8ing!", "code": "np.flatnonzero(parts == part) returns an int64 array of row numbers",
+             "shout": "WORST. SERVICE. EVER!!! NEVER AGAIN", "old": "Wherefore should I tarry, quoth she, when the hour is so late?"}
+    for name, text in kinds.items():
+        task = load_task(write(tmp_path, f"{name}.csv", table([(f'"{text} {i}"', "ab"[i % 2]) for i in range(24)])))
+        assert check_tokens(task, tokenizer, 128) == [], (name, data.tokens_per_word([text], tokenizer))
+    assert data.tokens_per_word([], tokenizer) == data.tokens_per_word(["", "12 - 34"], tokenizer) == 0.0
+
+
+def test_tensors(tokenizer):
     rows = encode(["one two three", "four"], tokenizer, max_length=4)
     assert [len(row) for row in rows] == [4, 3]
     left = collate(rows, 0, labels=[1, 0], side="left")
     assert left["attention_mask"].tolist() == [[1, 1, 1, 1], [0, 1, 1, 1]] and left["labels"].tolist() == [1, 0]
-    lengths = np.random.default_rng(0).integers(1, 100, 1000)
-    for seed in (None, 3):
-        batches = length_batches(lengths, 8, seed)
-        assert sorted(sum(batches, [])) == list(range(1000)) and padding_share(lengths, batches) < 0.03
-    assert length_batches([], 4) == [] == length_batches([], 4, 0) and length_batches([5, 1], 4) == [[0, 1]]
-    assert sorted(length_batches([5, 1, 7], 2, 1)[0] + length_batches([5, 1, 7], 2, 1)[1]) == [0, 1, 2]
+
+
+LIMITS = (dict(batch_size=8), dict(tokens=300), dict(batch_size=8, tokens=300), dict(batch_size=5000), dict(tokens=10**6))
+
+
+@pytest.mark.parametrize("seed", (None, 3))
+@pytest.mark.parametrize("limits", LIMITS, ids=str)
+def test_batches_hold_every_row_once_and_keep_their_limits(limits, seed):
+    for n in (0, 1, 7, 8, 9, 63, 64, 1000):
+        lengths = np.random.default_rng(n).integers(0, 100, n)
+        batches = length_batches(lengths, seed=seed, **limits)
+        assert sorted(sum(batches, [])) == list(range(n)) and all(batches) and all(type(row) is int for batch in batches for row in batch)
+        assert all(len(batch) <= limits.get("batch_size", n) and len(batch) * lengths[batch].max() <= limits.get("tokens", 10**9) for batch in batches)
+        if "tokens" not in limits: assert len(batches) == -(-n // limits["batch_size"])           # as few as there can be
+        assert length_batches(lengths.tolist(), seed=seed, **limits) == batches == length_batches(lengths.astype(np.uint16), seed=seed, **limits)
+
+
+def test_batches_are_for_prediction_and_for_training():
+    lengths = np.random.default_rng(0).integers(1, 100, 2000)
+    sorted_, first, second = (length_batches(lengths, 8, seed) for seed in (None, 0, 1))
+    assert [lengths[batch].max() for batch in sorted_] == sorted((lengths[batch].max() for batch in sorted_), reverse=True)
+    assert padding_share(lengths, sorted_) < padding_share(lengths, first) < 0.05
+    assert first != second and first == length_batches(lengths, batch_size=8, seed=0)
+    widths = np.array([lengths[batch].max() for batch in first])
+    assert abs(np.corrcoef(widths[1:], widths[:-1])[0, 1]) < 0.2                                     # no order left among the batches
+    assert length_batches([], 4) == [] == length_batches([], tokens=4, seed=0) and length_batches([5, 1], 4) == [[0, 1]]
+
+
+def mates(batches): return {(i, j) for batch in batches for i in batch for j in batch if i < j}
+
+
+@pytest.mark.parametrize("n", (200, 650, 1500))
+def test_few_rows_get_smaller_pools(n):
+    "Fewer of the same pairs from epoch to epoch than with one pool, which is what sorting all rows comes to; padding far below that of chance."
+    lengths = np.random.default_rng(n).integers(10, 60, n)
+    chance = padding_share(lengths, [part.tolist() for part in np.array_split(np.random.default_rng(0).permutation(n), -(-n // 16))])
+    def one_pool(seed):
+        rows = np.random.default_rng(seed).permutation(n)
+        rows = rows[np.argsort(-lengths[rows], kind="stable")]
+        return [rows[i:i + 16].tolist() for i in range(0, n, 16)]
+    for seed in range(0, 6, 2):
+        ours, theirs = ([mates(make(s)) for s in (seed, seed + 1)] for make in (lambda s: length_batches(lengths, 16, s), one_pool))
+        again = [len(a & b) / len(a) for a, b in (ours, theirs)]
+        assert again[0] < 0.6 * again[1], again
+        assert padding_share(lengths, length_batches(lengths, 16, seed)) < 0.75 * chance
+
+
+def test_a_token_budget_wastes_little_and_evens_out_the_batches():
+    lengths = np.minimum(np.random.default_rng(0).geometric(1 / 30, 20_000), 500)
+    for seed in (None, 0):
+        batches = length_batches(lengths, tokens=4000, seed=seed)
+        places = np.array([len(batch) * lengths[batch].max() for batch in batches])
+        assert places.max() <= 4000 and np.median(places) > 3600 and padding_share(lengths, batches) < 0.1
+
+
+@pytest.mark.parametrize("arguments, said", [
+    (dict(), "no limit"), (dict(batch_size=0), "batch_size is 0"), (dict(batch_size=-4), "batch_size is -4"), (dict(batch_size=2.5), "batch_size is 2.5"),
+    (dict(tokens=0), "tokens is 0"), (dict(tokens="many"), "tokens is 'many'"), (dict(tokens=8), "row 1: 9 tokens do not fit into a batch of 8"),
+    (dict(lengths=[[1, 2]], batch_size=2), "lengths"), (dict(lengths=[1.5], batch_size=2), "lengths"), (dict(lengths=[3, -1], batch_size=2), "lengths"),
+    (dict(lengths=["a text"], batch_size=2), "lengths"), (dict(lengths=[float("nan")], tokens=2), "lengths")], ids=str)
+def test_batches_refuse_in_one_sentence(arguments, said):
+    with pytest.raises(DataError) as error: length_batches(**{"lengths": [5, 9]} | arguments)
+    message = str(error.value)
+    assert said in message and message.startswith("length_batches") and "; " in message and message.endswith(".") and "\n" not in message
+
+
+def test_many_rows_are_batched_in_time_that_grows_with_their_number():
+    "Ten times as many rows take little more than ten times as long (no machine's seconds), and little memory beside the batches themselves."
+    lengths = np.minimum(np.random.default_rng(0).geometric(1 / 30, 400_000), 512)
+    def seconds(n, **limits):
+        def once():
+            started = time.process_time()
+            length_batches(lengths[:n], **limits)
+            return time.process_time() - started
+        return min(once() for _ in range(3))
+    for limits in (dict(batch_size=16), dict(batch_size=16, seed=0), dict(tokens=2048, seed=0)):
+        ratio = seconds(400_000, **limits) / seconds(40_000, **limits)
+        assert ratio < 40, (limits, ratio)                               # quadratic would be a hundred
+    tracemalloc.start()
+    try:
+        batches = length_batches(lengths, 16, seed=0)
+        kept, peak = tracemalloc.get_traced_memory()
+    finally: tracemalloc.stop()
+    assert peak < 2 * kept and len(batches) == 25_000
 
 
 def test_importing_costs_no_torch():

@@ -6,10 +6,10 @@ import sys
 import numpy as np
 import pytest
 from scipy.stats import binom, binomtest
-from sklearn.metrics import accuracy_score, confusion_matrix, f1_score, precision_recall_fscore_support
+from sklearn.metrics import accuracy_score, confusion_matrix, f1_score, log_loss, precision_recall_fscore_support, roc_auc_score
 
-from tutorial_clf.evaluate import (EvaluateError, baselines, bootstrap_interval, macro_f1, paired_test, plot_confusion, score_card,
-                                   show_card, tfidf_probabilities, wilson_interval)
+from tutorial_clf.evaluate import (EvaluateError, baselines, bootstrap_interval, check_rows, macro_f1, paired_test, plot_confusion, plot_curves,
+                                   row_bootstrap, score_card, show_card, show_rows, tfidf_probabilities, wilson_interval)
 
 NAMES = ["negative", "positive"]
 
@@ -113,6 +113,33 @@ def test_many_classes_are_quick_and_whole():
     predictions = np.where(rng.random(3_000) < 0.9, labels, rng.integers(0, 150, 3_000))
     low, high = bootstrap_interval(labels, predictions, draws=1_000)
     assert low < f1_score(labels, predictions, average="macro") < high
+
+
+def test_row_bootstrap_of_a_mean_equals_its_closed_form():
+    rng = np.random.default_rng(0)
+    p = rng.uniform(0.05, 0.95, 500)
+    labels = (rng.random(500) < p).astype(int)
+    loss = -np.log(np.where(labels == 1, p, 1 - p))
+    low, high = row_bootstrap(labels, np.stack([1 - p, p], axis=1), log_loss, draws=3000)
+    half = 1.96 * loss.std() / 500**0.5
+    assert np.allclose((low, high), (loss.mean() - half, loss.mean() + half), atol=0.01)
+    assert row_bootstrap(labels, p, roc_auc_score, draws=50) == row_bootstrap(labels, p, roc_auc_score, draws=50) != row_bootstrap(labels, p, roc_auc_score, draws=50, seed=1)
+
+
+def test_row_bootstrap_covers():
+    rng, held = np.random.default_rng(0), 0
+    def area(sought, score): return (score[sought == 1][:, None] > score[sought == 0]).mean()
+    for _ in range(2_000):
+        sought = (rng.random(150) < 0.3).astype(int)
+        low, high = row_bootstrap(sought, rng.normal(size=150) + sought, area, draws=200)
+        held += low <= 0.7602 <= high                      # chance that a normal number is below another with mean 1: Phi(1 / sqrt 2)
+    assert 0.93 <= held / 2_000 <= 0.97, held / 2_000
+
+
+def test_row_bootstrap_leaves_out_what_is_not_defined():
+    labels, scores = [0] * 8 + [1] * 2, np.linspace(0, 1, 10)
+    assert row_bootstrap(labels, scores, roc_auc_score, draws=200) == (1, 1)          # draws without a row of class 1 do not count
+    with pytest.raises(EvaluateError, match="not defined"): row_bootstrap([0] * 9, np.linspace(0, 1, 9), roc_auc_score, draws=50)
 
 
 # the paired test
@@ -228,6 +255,12 @@ def test_card_refuses(labels, probabilities, names, message):
     lambda: paired_test([], [], []), lambda: paired_test([0, 1], [0], [0, 1]), lambda: paired_test([0, 1], [0, 1], [[0, 1]]),
     lambda: paired_test([0, 1], ["negative", "positive"], [0, 1]), lambda: paired_test([0, 1], [0, float("nan")], [0, 1]),
     lambda: plot_confusion([0, 1], [0, 2], NAMES), lambda: plot_confusion([], [], NAMES),
+    lambda: row_bootstrap([], [], accuracy_score), lambda: row_bootstrap([0, 1], [0], accuracy_score), lambda: row_bootstrap([0, 1], 0.5, accuracy_score),
+    lambda: row_bootstrap([0, 1], [0, 1], accuracy_score, draws=0), lambda: row_bootstrap([0, 1], [0, 1], accuracy_score, level=95),
+    lambda: row_bootstrap([0, 1], [[0.5, 0.5], [float("nan"), 1]], log_loss), lambda: row_bootstrap([0, 1], [[0.5, 0.5], [1]], log_loss),
+    lambda: plot_curves([0, 0], {"a": [0.1, 0.2]}), lambda: plot_curves([0, 2], {"a": [0.1, 0.2]}), lambda: plot_curves([0, 1], {"a": [0.1]}),
+    lambda: check_rows([0, 1], [0.5, 0.5]), lambda: check_rows([0, 1], [[1.0], [1.0]]), lambda: check_rows([0, 1], [[0.5, 0.5], [1.0]]), lambda: check_rows([0, 2], GOOD),
+    lambda: check_rows([], np.empty((0, 2))), lambda: check_rows([0], GOOD), lambda: check_rows([0, 1], None),
 ])
 def test_others_refuse(call):
     with pytest.raises(EvaluateError) as error: call()
@@ -273,6 +306,36 @@ def test_table():
     assert show_card(full).isascii()
 
 
+def test_table_says_what_is_left_without_repeated_rows():
+    card = score_card([0, 1, 1], [[0.9, 0.1], [0.2, 0.8], [0.6, 0.4]], NAMES)
+    with_clean = show_card(card | {"seconds": 1.0, "without_duplicates": card | {"n": 123456}})
+    assert with_clean.startswith(show_card(card | {"seconds": 1.0}))
+    said = " ".join(with_clean.splitlines()[3:])
+    assert f"without the rows that repeat earlier ones: accuracy {card['accuracy']:.3f} (" in said and "macro-F1" in said and said.endswith("on 123,456 test rows")
+    refused = show_card(card | {"without_duplicates": {"refused": "every test row repeats a row of an earlier split, and this sentence goes on and on."}})
+    assert "no score without duplicates: every test row" in refused
+    assert max(len(line) for text in (with_clean, refused) for line in text.splitlines()) <= 80
+    assert "repeat" not in show_card(card) and not show_card(card).endswith("\n")
+
+
+def test_rows_become_a_table():
+    table = show_rows([{"slice": "long name", "n": 5, "accuracy": 0.25, "interval": (0.1, 0.75), "p": None}, {"slice": "b", "n": 12, "accuracy": 1.0, "interval": (0.5, 1.0), "p": 0.0001}])
+    assert table.splitlines() == ["slice       n  accuracy        interval       p",
+                                  "long name   5     0.250  0.100 to 0.750       -",
+                                  "b          12     1.000  0.500 to 1.000  <0.001"]
+    assert show_rows([]) == "(no rows)"
+
+
+def test_curves_and_their_areas():
+    import matplotlib
+    matplotlib.use("agg")
+    roc, pr = plot_curves([0, 0, 1, 1], {"some": [0.1, 0.4, 0.35, 0.8], "none": [0.5] * 4})
+    assert [text.get_text() for text in roc.get_legend().get_texts()] == ["some, area 0.750", "none, area 0.500"]
+    assert pr.get_legend().get_texts()[0].get_text() == "some, area 0.833" and pr.get_ylabel() == "precision" and roc.get_ylabel() == "recall"
+    assert plot_curves(np.array([True, False]), {"a": [1, 0]}, (roc, pr)) == (roc, pr)
+    matplotlib.pyplot.close("all")
+
+
 def test_picture():
     import matplotlib
     matplotlib.use("agg")
@@ -292,3 +355,33 @@ def test_import_costs_no_torch():
 def test_label_names_that_occur_nowhere_do_not_move_the_interval():
     labels, predictions = [0, 1] * 100, [0, 1] * 93 + [1, 0] * 7
     assert np.allclose(bootstrap_interval(labels, predictions, classes=10), bootstrap_interval(labels, predictions, classes=2), atol=0.01)
+
+
+class Counting:
+    "A classifier that says how often it was asked"
+    history, asked = [], 0
+
+    def predict_proba(self, texts):
+        self.asked += 1
+        return np.array([[0.2, 0.8] if "lovely" in text else [0.7, 0.3] for text in texts])
+
+
+@pytest.mark.parametrize("repeated", ["some of test", "all of test", "all of validation"])
+def test_card_of_a_run_scores_the_kept_rows_once(repeated):
+    from datasets import ClassLabel, Dataset
+    from tutorial_clf.checks import Task
+    from tutorial_clf.cli import make_card
+    from tutorial_clf.profile import load_profile
+    def rows(start, stop):
+        names = ClassLabel(names=["down", "up"])
+        both = [(f"{word} thing of kind {i} seen at place {7 * i}", label) for i in range(start, stop) for word, label in (("lovely", 1), ("dreadful", 0))]
+        return Dataset.from_dict({"text": [text for text, _ in both], "label": [label for _, label in both]}).cast_column("label", names)
+    validation, test = {"some of test": (rows(20, 25), rows(15, 30)), "all of test": (rows(20, 25), rows(0, 8)), "all of validation": (rows(0, 5), rows(30, 40))}[repeated]
+    task = Task("stand-in", ["down", "up"], rows(0, 20), validation, test, {"duplicates_across_splits": 10})
+    clf = Counting()
+    card = make_card(task, clf, load_profile("smoke", train_rows=0, eval_rows=0), 1.0)
+    assert clf.asked == 1, "the test rows were predicted more than once"
+    if repeated == "all of test": assert "every test row repeats" in card["without_duplicates"]["refused"]
+    else: assert card["without_duplicates"]["n"] == {"some of test": 10, "all of validation": 20}[repeated]
+    assert "duplicates" in show_card(card) or "repeat" in show_card(card)
+    json.dumps(card)

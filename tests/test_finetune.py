@@ -2,9 +2,13 @@
 import json
 import os
 import shutil
+import socket
 import stat
+import subprocess
+import sys
 import tempfile
 from dataclasses import replace
+from functools import wraps
 from pathlib import Path
 
 import numpy as np
@@ -12,13 +16,14 @@ import pytest
 import torch
 from conftest import FAMILIES, POSITIONS
 
-from tutorial_clf import finetune
+from tutorial_clf import finetune, training
 from tutorial_clf.finetune import Classifier, fine_tune, plot_history
 from tutorial_clf.pretrained import ModelError, load_classifier, load_tokenizer
 from tutorial_clf.profile import ProfileError
 
 TEXTS = ["the soup was good", "bad", "a book of the year, by far the best book and there is no other like it", "", "☃ 漢字 \x00 zzzz"]
 SETTINGS = dict(train_rows=0, eval_rows=0, batch_size=8, epochs=1, learning_rate=1e-3, max_length=64)
+PLAIN = dict(profile="smoke", **SETTINGS)
 each_family = pytest.mark.parametrize("family", FAMILIES)
 
 
@@ -134,11 +139,11 @@ def test_the_test_split_is_never_read(train, toy_task, trained):
 def trainers(monkeypatch):
     "The Trainers that `fine_tune` makes."
     made = []
-    class Spy(finetune.Trainer):
+    class Spy(finetune.FineTuner):
         def __init__(self, *args, **kwargs):
             super().__init__(*args, **kwargs)
             made.append(self)
-    monkeypatch.setattr(finetune, "Trainer", Spy)
+    monkeypatch.setattr(finetune, "FineTuner", Spy)
     return made
 
 
@@ -202,6 +207,278 @@ def test_bf16_trains_and_answers_in_float32(train, tmp_path):
     assert np.abs(loaded.predict_proba(TEXTS) - classifier.predict_proba(TEXTS)).max() < 1e-6
 
 
+# ---------------------------------------------------------------- batches, parts, processes
+
+@pytest.fixture(scope="module")
+def steady(tmp_path_factory, checkpoint):
+    "family → folder of its small checkpoint without dropout, so that losses can be compared number by number."
+    made = {}
+    def get(family="bert"):
+        if family not in made:
+            folder = shutil.copytree(checkpoint(family), tmp_path_factory.mktemp("steady") / family)
+            config = json.loads((folder / "config.json").read_text())
+            assert (without := {key: 0.0 for key in config if "drop" in key and key != "classifier_dropout"})
+            (folder / "config.json").write_text(json.dumps(config | without))
+            made[family] = folder
+        return made[family]
+    return get
+
+
+@pytest.mark.parametrize("rows, size", [(1, 4), (3, 8), (22, 4), (100, 16), (1000, 7)])
+def test_epoch_batches_depend_on_seed_and_epoch_alone(rows, size):
+    lengths = np.random.default_rng(0).integers(3, 60, size=rows)
+    batches = training.EpochBatches(lengths, size, seed=42)
+    for epoch in range(6):
+        batches.set_epoch(epoch)
+        plan = list(batches)
+        assert plan == training.EpochBatches(lengths, size, seed=42).plan(epoch)
+        assert sorted(i for batch in plan for i in batch) == list(range(rows)) and len(plan) == len(batches) and max(map(len, plan)) <= size
+    if rows > 20:
+        assert batches.plan(0) != batches.plan(1) and batches.plan(0) != training.EpochBatches(lengths, size, seed=43).plan(0)
+
+
+@each_family
+@pytest.mark.parametrize("micro_batch", [1, 3, 5])
+def test_accumulated_gradients_are_those_of_the_whole_batch(family, micro_batch, train, steady, toy_task):
+    "26 rows in batches of 8: the last batch is smaller, and so is the last part of each."
+    settings = dict(task=toy_task(train=26), model=str(steady(family)))
+    whole, parts = fine_tune(**settings, **dict(PLAIN, epochs=2)), fine_tune(**settings, **dict(PLAIN, epochs=2), micro_batch=micro_batch)
+    assert len(whole.losses) == 8 and np.allclose(whole.losses, parts.losses, atol=1e-5)
+    assert np.allclose(whole.predict_proba(TEXTS), parts.predict_proba(TEXTS), atol=1e-4)
+
+
+def test_the_gradient_itself_is_that_of_the_whole_batch(steady, toy_task):
+    from accelerate import Accelerator
+    model, tokenizer = load_classifier(steady(), toy_task().label_names), load_tokenizer(steady())
+    inputs = {**tokenizer(toy_task().train["text"][:7], padding=True, return_tensors="pt"), "labels": torch.arange(7) % 3}
+    def gradient(micro_batch):
+        model.zero_grad()
+        loss = training.add_gradient(Accelerator(cpu=True), model, inputs, micro_batch)
+        return loss, [weight.grad.clone() for weight in model.parameters()]
+    model(**inputs).loss.backward()
+    plain = [weight.grad.clone() for weight in model.parameters()]
+    for micro_batch in (0, 1, 2, 3, 6, 7, 50):
+        loss, parts = gradient(micro_batch)
+        assert torch.isclose(loss, model(**inputs).loss, atol=1e-6), micro_batch
+        for a, b in zip(plain, parts, strict=True): assert torch.allclose(a, b, atol=1e-6), micro_batch
+
+
+@pytest.mark.parametrize("family, freeze", [("bert", "none"), ("roberta", "none"), ("distilbert", "1"), ("gpt2", "embeddings"), ("modernbert", "none")])
+def test_the_losses_are_those_of_a_loop_by_hand(family, freeze, steady, toy_task):
+    "Three epochs, 26 rows in batches of 8, warm-up, decay of matrices alone, clipping: the same loss at each of the twelve steps."
+    task, rate, epochs = toy_task(train=26), 3e-3, 3
+    clf = fine_tune(task, model=str(steady(family)), **dict(PLAIN, epochs=epochs, patience=epochs, learning_rate=rate, weight_decay=0.1, warmup=0.25, freeze=freeze))
+    from tutorial_clf.profile import set_seed
+    set_seed(42)
+    model, tokenizer = load_classifier(steady(family), task.label_names), load_tokenizer(steady(family))
+    finetune.freeze(model, freeze)
+    model.train()
+    weights = [weight for weight in model.parameters() if weight.requires_grad]
+    groups = [dict(params=[w for w in weights if w.ndim > 1], weight_decay=0.1), dict(params=[w for w in weights if w.ndim == 1], weight_decay=0.0)]
+    optimiser, losses = torch.optim.AdamW(groups, lr=rate), []
+    codes = tokenizer(task.train["text"][:], truncation=True, max_length=64)["input_ids"]
+    plan = training.EpochBatches([len(ids) for ids in codes], 8, seed=42)
+    batches = [rows for epoch in range(epochs) for rows in plan.plan(epoch)]
+    rising = int(np.ceil(0.25 * len(batches)))
+    for step, rows in enumerate(batches):
+        for group in optimiser.param_groups: group["lr"] = rate * (step / rising if step < rising else (len(batches) - step) / (len(batches) - rising))
+        inputs = tokenizer.pad({"input_ids": [codes[i] for i in rows]}, return_tensors="pt")
+        loss = torch.nn.functional.cross_entropy(model(**inputs).logits, torch.tensor([task.train["label"][i] for i in rows]))
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(weights, 1.0)
+        optimiser.step(), optimiser.zero_grad()
+        losses.append(loss.item())
+    assert len(losses) == len(clf.losses) == 12 and np.abs(np.array(losses) - clf.losses).max() < 1e-5
+
+
+def test_every_process_takes_its_share():
+    for rows in range(1, 9):
+        inputs = {"labels": torch.arange(rows), "input_ids": torch.arange(rows)[:, None]}
+        for world in (1, 2, 3, 5, 8):
+            shares = [training._share(inputs, rank, world) for rank in range(world)]
+            assert sum((mine["labels"].tolist() for mine, weight in shares if weight), []) == list(range(rows))
+            assert all(len(mine["labels"]) == len(mine["input_ids"]) >= 1 for mine, _ in shares)
+            assert np.isclose(sum(len(mine["labels"]) * weight for mine, weight in shares) / world, 1)
+
+
+def test_out_of_memory_goes_on_with_smaller_parts(monkeypatch, steady, toy_task, capfd):
+    "A model that has no memory for more than 3 texts at once: batches of 8 go through in parts of 2, evaluation too."
+    load, sizes = finetune.load_classifier, []
+    def limited(*arguments):
+        model = load(*arguments)
+        forward = model.forward
+        def checked(**inputs):
+            sizes.append(len(inputs["input_ids"]))
+            if sizes[-1] > 3: raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB")
+            return forward(**inputs)
+        model.forward = wraps(forward)(checked)               # Trainer looks at the names of its arguments
+        return model
+    settings = dict(task=toy_task(train=26), model=str(steady()), **PLAIN)
+    plain = fine_tune(**settings)
+    monkeypatch.setattr(finetune, "load_classifier", limited)
+    saved = fine_tune(**settings)
+    said = capfd.readouterr().err
+    assert sizes[:3] == [8, 4, 2] and sizes.count(8) == 2 and said.count("out of memory") == 2 and "going on with 2 texts at a time" in said
+    assert np.allclose(plain.losses, saved.losses, atol=1e-5) and np.isclose(plain.history[0]["validation_loss"], saved.history[0]["validation_loss"], atol=1e-5)
+
+
+def test_several_processes_are_told_what_to_set_when_memory_ends():
+    error = torch.OutOfMemoryError("CUDA out of memory.")
+    with pytest.raises(ProfileError, match="set micro_batch = 4"): training._fit(lambda size: (_ for _ in ()).throw(error), 8, "micro_batch", 2, print)
+
+
+def test_no_memory_for_a_single_text(monkeypatch, steady, toy_task):
+    load = finetune.load_classifier
+    def none(*arguments):
+        model = load(*arguments)
+        @wraps(model.forward)
+        def forward(**inputs): raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB")
+        model.forward = forward
+        return model
+    monkeypatch.setattr(finetune, "load_classifier", none)
+    with pytest.raises(ProfileError, match="lower max_length") as error: fine_tune(toy_task(), model=str(steady()), **PLAIN)
+    assert "\n" not in str(error.value)
+
+
+def test_another_error_of_the_model_is_not_taken_for_lack_of_memory(monkeypatch, steady, toy_task):
+    load = finetune.load_classifier
+    def broken(*arguments):
+        model = load(*arguments)
+        @wraps(model.forward)
+        def forward(**inputs): raise RuntimeError("mat1 and mat2 shapes cannot be multiplied")
+        model.forward = forward
+        return model
+    monkeypatch.setattr(finetune, "load_classifier", broken)
+    with pytest.raises(RuntimeError, match="mat1 and mat2"): fine_tune(toy_task(), model=str(steady()), **PLAIN)
+
+
+@each_family
+def test_frozen_weights_stay_and_the_others_move(family, checkpoint, toy_task):
+    start = load_classifier(checkpoint(family), ["a bad thing", "güt", "☃ neither"])
+    parts = {what: finetune.freeze(load_classifier(checkpoint(family), start.config.id2label.values()), what) for what in ("none", "embeddings", "1", "2")}
+    assert parts["none"] == start.num_parameters() > parts["embeddings"] > parts["1"] > parts["2"] > 0
+    clf = fine_tune(toy_task(), model=str(checkpoint(family)), **PLAIN, freeze="1")
+    before, moved = start.base_model.state_dict(), set()
+    for name, weight in clf.model.base_model.named_parameters():
+        if not torch.equal(weight, before[name]): moved.add(name)
+    layer = lambda name: next((int(part) for part in name.split(".") if part.isdecimal()), None)
+    assert {layer(name) for name in moved} <= {1, None} and 1 in {layer(name) for name in moved}
+    assert not [name for name in moved if any(word in name for word in ("embedding", "wte", "wpe"))]
+    with pytest.raises(ProfileError, match="2 layers"): fine_tune(toy_task(), model=str(checkpoint(family)), **PLAIN, freeze=3)
+
+
+def test_losses_that_are_no_numbers_end_in_a_sentence(steady, toy_task):
+    with pytest.raises(ProfileError, match="lower learning_rate"):
+        fine_tune(toy_task(), model=str(steady()), **dict(PLAIN, learning_rate=1e30, epochs=2))
+
+
+PROCESSES = """
+import json, os, sys
+sys.path.insert(0, {tests!r})
+import torch
+from test_finetune import PLAIN, processes_task
+from tutorial_clf.finetune import fine_tune
+
+torch.set_num_threads(1)
+clf = fine_tune(processes_task(), model={model!r}, folder={folder!r}, **dict(PLAIN, epochs=2, batch_size=5))
+clf.save({folder!r} + "-saved")
+if torch.distributed.is_initialized(): torch.distributed.destroy_process_group()
+with open({folder!r} + "-" + os.environ.get("RANK", "0") + ".json", "w") as file: json.dump(dict(losses=clf.losses, history=clf.history), file)
+"""
+
+
+def processes_task():
+    "16 rows in batches of 5: the last batch has a single row, fewer than there are processes."
+    from datasets import ClassLabel, Dataset, Features, Value
+    from tutorial_clf.data import Task
+    def rows(n):
+        texts = [f"the {'good' if i % 2 else 'bad'} {'soup ' * (i % 5)}" for i in range(n)]
+        return Dataset.from_dict({"text": texts, "label": [i % 2 for i in range(n)]}, features=Features(text=Value("string"), label=ClassLabel(names=["no", "yes"])))
+    return Task("two", ["no", "yes"], train=rows(16), validation=rows(7), test=rows(2), card={})
+
+
+def test_two_processes_give_the_losses_of_one(steady, tmp_path):
+    """`accelerate launch` with the script as it is: same losses, one folder written once, one bar.
+
+    (Its --cpu starts a single process whatever --num_processes says; --multi_gpu starts two, and the profile puts them on the CPU.)
+    """
+    def result(name, *launcher):
+        script = tmp_path / f"{name}.py"
+        script.write_text(PROCESSES.format(tests=str(Path(__file__).parent), model=str(steady()), folder=str(tmp_path / name)))
+        done = subprocess.run([sys.executable, *launcher, str(script)], capture_output=True, text=True, timeout=110, env=os.environ | {"OMP_NUM_THREADS": "1"})
+        assert done.returncode == 0, done.stderr[-3000:]
+        return [json.loads(path.read_text()) for path in sorted(tmp_path.glob(f"{name}-?.json"))], done.stdout, done.stderr
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    (one,), *_ = result("one")
+    two, out, said = result("two", "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2", "--num_machines", "1", "--mixed_precision", "no",
+                       "--dynamo_backend", "no", "--main_process_port", str(port))
+    assert len(two) == 2 and two[0] == two[1] and len(one["losses"]) == 8
+    assert np.allclose(one["losses"], two[0]["losses"], atol=1e-4)
+    for a, b in zip(one["history"], two[0]["history"], strict=True): assert a["epoch"] == b["epoch"] and np.isclose(a["validation_loss"], b["validation_loss"], atol=1e-4)
+    assert out == "" and said.count("0/8") == 1, "only the first process has a bar"
+    for name in ("two", "two-saved"): assert {p.name for p in (tmp_path / name).iterdir()} == {p.name for p in (tmp_path / name.replace("two", "one")).iterdir()}
+    a, b = (Classifier.load(tmp_path / name).predict_proba(TEXTS) for name in ("one", "two"))
+    assert np.allclose(a, b, atol=1e-4)
+
+
+# ---------------------------------------------------------------- what is shown
+
+class Screen:
+    "A stand-in for a notebook's display: what is shown last in each place."
+    def __init__(self): self.shown, self.updates = [], 0
+    def __call__(self, data, raw, display_id):
+        self.shown.append(data)
+        return self
+    def update(self, data, raw): self.shown[-1], self.updates = data, self.updates + 1
+
+
+@pytest.mark.parametrize("watch", [False, True])
+def test_a_notebook_shows_one_thing_and_rewrites_it(watch, train, monkeypatch, capfd):
+    import base64
+    import IPython.display
+    screen = Screen()
+    monkeypatch.setitem(sys.modules, "ipykernel", sys)
+    monkeypatch.setattr(IPython.display, "display", screen)
+    evaluate = finetune.FineTuner.evaluate
+    monkeypatch.setattr(finetune.FineTuner, "evaluate", lambda self, *a, **k: self.progress.note("a note that stays") or evaluate(self, *a, **k))
+    train(watch=watch, epochs=3, patience=3)
+    (last,) = screen.shown
+    assert "a note that stays" in last["text/plain"] and "9 steps in" in last["text/plain"] and "after epoch 3: validation loss" in last["text/plain"] and screen.updates >= (1 if watch else 9)
+    assert ("image/png" in last) == watch and (not watch or base64.b64decode(last["image/png"]).startswith(b"\x89PNG"))
+    assert capfd.readouterr() == ("", "")
+
+
+def test_watching_changes_no_number(train, trained, monkeypatch):
+    import IPython.display
+    monkeypatch.setitem(sys.modules, "ipykernel", sys)
+    monkeypatch.setattr(IPython.display, "display", Screen())
+    assert same_weights(train(watch=True), trained())
+
+
+def test_the_picture_of_a_training_that_has_just_begun():
+    for losses, history in (([], []), ([0.7], []), ([0.7] * 100, [{"epoch": 1, "validation_loss": 0.6}])):
+        axes, = training.plot_training(losses, history, 50).axes
+        assert [len(line.get_xdata()) for line in axes.lines] == [len(losses), len(losses), len(history)]
+        assert np.allclose(axes.lines[1].get_ydata(), losses)           # the mean of equal losses
+
+
+def test_explain_says_what_is_chosen():
+    said = finetune.explain("cpu")
+    assert "device     cpu" in said and "float32" in said and "16 texts" in said and "tf32" not in said
+    assert "lowest 3 layers" in finetune.explain(finetune.load_profile("cpu", freeze=3))
+    if not torch.cuda.is_available(): assert "does not have" in finetune.explain("gpu") and "bf16" in finetune.explain("gpu") and "pinned" in finetune.explain("gpu")
+    with pytest.raises(ProfileError, match="did you mean 'smoke'"): finetune.explain("smok")
+
+
+@pytest.mark.parametrize("wrong, said", [(dict(micro_batch=-1), "too small"), (dict(optimizer="sgd"), "adamw_torch, adamw_torch_fused"), (dict(compile="perhaps"), "yes or no"),
+                                         (dict(freeze="half"), "neither none, embeddings"), (dict(freeze=-1), "neither none, embeddings"), (dict(tf32=2), "yes or no")])
+def test_a_wrong_value_is_named(wrong, said, toy_task):
+    with pytest.raises(ProfileError, match=said): fine_tune(toy_task(), profile="smoke", **wrong)
+    assert finetune.load_profile("cpu", compile=True, tf32="no", pin_memory="Yes", freeze=2).freeze == "2"
+
+
 # ---------------------------------------------------------------- predicting
 
 def test_odd_questions(trained):
@@ -226,6 +503,12 @@ def test_any_iterable_and_the_order_of_the_questions(trained, toy_task):
     assert classifier.predict(texts) == [classifier.label_names[i] for i in probabilities.argmax(1)]
     column = toy_task().test["text"]
     assert len(classifier.predict(column)) == len(column)
+
+
+def test_more_texts_than_are_tokenised_at_once(trained):
+    texts = [["good", "bad soup", "the book was bad there"][i % 3] for i in range(10_007)]
+    probabilities = trained().predict_proba(texts)
+    assert np.abs(probabilities - trained().predict_proba(texts[:3])[np.arange(10_007) % 3]).max() < 1e-5
 
 
 def test_predicting_changes_no_weights_and_keeps_no_gradients(trained):

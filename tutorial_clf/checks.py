@@ -330,9 +330,9 @@ def label_codes(file: str, rows, stated=None) -> tuple:
 
 # %% ../nbs/02a_checks.ipynb #e83c7a83
 def check_classes(file: str, rows, names: list, labels) -> None:
-    "Refuse a single class, and a class with fewer than two rows."
+    "Refuse a single class, and a class with fewer than two rows; rows with a negative label are not looked at."
     if len(names) < 2: refuse(file, f"all rows have the label {names[0]!r}", "a classifier needs rows of at least two classes")
-    for label in np.flatnonzero(np.bincount(labels, minlength=len(names)) < 2):
+    for label in np.flatnonzero(np.bincount(labels[labels >= 0], minlength=len(names)) < 2):
         at = np.flatnonzero(labels == label)
         place, number = (row_place(file, rows, at[0]), "only this one row") if len(at) else (file, "no rows")
         refuse(place, f"the class {names[label]!r} has {number}", "add rows, or join it with another class")

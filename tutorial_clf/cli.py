@@ -29,8 +29,8 @@ def _sentences():
         text = f"{error.strerror}: {error.filename}" if isinstance(error, OSError) and error.strerror else str(error)
         typer.echo(f"tutorial-clf: {text}", err=True)
         raise typer.Exit(2)
-    except KeyboardInterrupt:
-        typer.echo("tutorial-clf: stopped; nothing was left half written.", err=True)
+    except KeyboardInterrupt as stop:
+        typer.echo(" ".join(["tutorial-clf: stopped; nothing was left half written.", *stop.args]), err=True)
         raise typer.Exit(130)
 
 # %% ../nbs/15_ship.ipynb #0b8a0645
@@ -60,23 +60,26 @@ def make_card(task, clf, profile, seconds: float) -> dict:
     `seconds` is what the fine-tune took. Where test rows stand among the training rows too, a second score leaves those out.
     """
     from dataclasses import asdict
-    from tutorial_clf.data import DataError, without_duplicates
+    import numpy as np
+    from tutorial_clf.data import duplicates
     from tutorial_clf.evaluate import baselines, score_card
     from tutorial_clf.runs import environment, peak_memory_mb
     rows = task.sample(train=profile.train_rows, test=profile.eval_rows, seed=profile.seed)
-    def score(test): return score_card(test["label"], clf.predict_proba(test["text"]), task.label_names)
-    card = {"task": task.name, "model": profile.model, **score(rows.test),
-            "baselines": baselines(rows.train["text"], rows.train["label"], rows.test["text"], rows.test["label"], task.label_names),
+    labels, probabilities = np.asarray(rows.test["label"]), clf.predict_proba(rows.test["text"])
+    card = {"task": task.name, "model": profile.model, **score_card(labels, probabilities, task.label_names),
+            "baselines": baselines(rows.train["text"], rows.train["label"], rows.test["text"], labels, task.label_names),
             "rows": {name: len(split) for name, split in rows.splits.items()}, "seconds": round(seconds, 1),
             "history": clf.history, "data": task.card, "seed": profile.seed, "profile": asdict(profile), **environment()}
     if task.card.get("duplicates_across_splits"):
-        try: card["without_duplicates"] = score(without_duplicates(rows).test)
-        except DataError as error: card["without_duplicates"] = {"refused": str(error)}       # no row would be left
+        kept = np.setdiff1d(np.arange(len(labels)), duplicates(rows.splits)["test"]["rows"])
+        card["without_duplicates"] = (score_card(labels[kept], probabilities[kept], task.label_names) if len(kept)
+                                      else {"refused": "every test row repeats a row of an earlier split."})
     return card | {"peak_memory_mb": peak_memory_mb()}
 
 # %% ../nbs/15_ship.ipynb #953836eb
 @app.command()
 def finetune(
+    context: typer.Context,
     task: Annotated[Optional[str], typer.Option(help="Name of a task (see `tutorial-clf tasks`) or a file; default: the profile's.")] = None,
     model: Annotated[Optional[str], typer.Option(help="minilm, a folder, or a Hub id such as bert-base-uncased; default: the profile's.")] = None,
     profile: Annotated[Optional[str], typer.Option(help="smoke, cpu or gpu; default: $TUTORIAL_CLF_PROFILE, else cpu.")] = None,
@@ -91,25 +94,93 @@ def finetune(
     text: Annotated[str, typer.Option(help="Own file: the column with the texts.")] = "text",
     label: Annotated[str, typer.Option(help="Own file: the column with the labels.")] = "label",
     split: Annotated[str, typer.Option(help="Own file: the column with train, validation or test, if there is one.")] = "split",
+    resume: Annotated[Optional[Path], typer.Option(help="Go on with an interrupted run: its folder, or OUT for the newest; no other option.")] = None,
 ):
     "Fine-tune MODEL on TASK, print a score card, and keep classifier, card and learning curve in a new folder under OUT."
     with _sentences():
-        from tutorial_clf.profile import load_profile, pick_device
+        from tutorial_clf.profile import ProfileError, load_profile, pick_device
+        if resume is not None:
+            given = [name for name in context.params if name != "resume" and context.get_parameter_source(name).name == "COMMANDLINE"]
+            if given: raise ProfileError(f"--resume goes on with the settings of that run: leave out --{given[0].replace('_', '-')}.")
+            return _go_on(_interrupted(resume))
         settings = load_profile(profile, task=task, model=model, seed=seed, epochs=epochs, batch_size=batch_size, max_length=max_length,
                                 learning_rate=learning_rate, train_rows=train_rows, device=device)
         from tutorial_clf.pretrained import find_model
         pick_device(settings), find_model(settings.model)          # what cannot work is said before anything is read or written
         from tutorial_clf.data import load_task
         rows = load_task(settings.task, text=text, label=label, split=split, seed=settings.seed, profile=settings)
-        typer.echo(rows)
-        folder = run_finetune(rows, settings, out)
-        typer.echo(f"\nkept in {folder}, also as {Path(out) / 'latest'}; use it:\n  tutorial-clf predict {Path(out) / 'latest'} \"a text\"")
+        columns = {"text": text, "label": label, "split": split}
+        _train(rows, settings, out, _begin(out, rows.name, settings, columns))
 
-# %% ../nbs/15_ship.ipynb #baa8356f
-def run_finetune(task, profile, out) -> Path:
-    "Fine-tune on `task`, print the card and three predictions; returns the folder with classifier, card.json and history.png."
+# %% ../nbs/15_ship.ipynb #82f4475e
+def _begin(out, task: str, profile, columns: dict) -> Path:
+    "A new folder under `<out>/unfinished` with the options of a run."
     import json
+    import re
     import time
+    from dataclasses import asdict
+    from tutorial_clf.data import is_data_file
+    from tutorial_clf.runs import whole
+    name = f"{time.strftime('%Y%m%d-%H%M%S')}-{re.sub(r'[^A-Za-z0-9.]+', '-', task).strip('-.')[:40]}"
+    folder = next(f for n in range(1000) if not (f := Path(out, "unfinished", f"{name}-{n}" if n else name)).exists())
+    source = str(Path(profile.task).expanduser().resolve()) if is_data_file(profile.task) else profile.task
+    folder.mkdir(parents=True)
+    with whole(folder / "command.json") as part:
+        part.write_text(json.dumps({"task": source, "columns": columns, "profile": asdict(profile)}, indent=1) + "\n", encoding="utf-8")
+    return folder
+
+
+def _interrupted(folder: Path) -> Path:
+    "The folder of an interrupted run: `folder` itself, or the newest in it. Raises `ProfileError` if there is none."
+    from tutorial_clf.profile import ProfileError
+    if (folder / "command.json").is_file(): return folder
+    if (folder / "card.json").is_file(): raise ProfileError(f"{folder} is finished: use it with `tutorial-clf predict {folder} \"a text\"`.")
+    found = sorted(path.parent for pattern in ("*/command.json", "unfinished/*/command.json") for path in folder.glob(pattern))
+    if not found: raise ProfileError(f"{folder} holds no interrupted run: give the folder that the message of the interruption named.")
+    return max(found, key=lambda path: path.name)
+
+# %% ../nbs/15_ship.ipynb #293264f4
+def _go_on(folder: Path) -> None:
+    "Go on with the interrupted run in `folder`."
+    import json
+    from tutorial_clf.data import load_task
+    from tutorial_clf.profile import Profile, ProfileError
+    try:
+        command = json.loads((folder / "command.json").read_text(encoding="utf-8"))
+        profile = Profile(**command["profile"] | {"docstring_libraries": tuple(command["profile"]["docstring_libraries"])})
+    except (ValueError, KeyError, TypeError): raise ProfileError(f"{folder}/command.json is damaged, or of another version of this course: begin the run anew.") from None
+    rows = load_task(command["task"], **command["columns"], seed=profile.seed, profile=profile)
+    _train(rows, profile, folder.parent.parent, folder)
+
+
+def _train(rows, profile, out, work: Path) -> None:
+    "Train with checkpoints in `work`, say where the result is, and how to go on if there is none yet."
+    typer.echo(rows)
+    out, hint = Path(out), f"Go on with: tutorial-clf finetune --resume {work}"
+    try: folder = run_finetune(rows, profile, out, work / "run")
+    except BaseException as error:
+        if not any((work / "run").glob("checkpoint-*")): _remove(work)
+        elif isinstance(error, KeyboardInterrupt): raise KeyboardInterrupt(hint) from None
+        else: typer.echo(f"tutorial-clf: {hint}", err=True)
+        raise
+    _remove(work)
+    typer.echo(f"\nkept in {folder}, also as {out / 'latest'}; use it:\n  tutorial-clf predict {out / 'latest'} \"a text\"")
+
+
+def _remove(work: Path) -> None:
+    "Remove `work`, and `unfinished` if nothing else is in it."
+    import shutil
+    shutil.rmtree(work, ignore_errors=True)
+    try: work.parent.rmdir()
+    except OSError: pass
+
+# %% ../nbs/15_ship.ipynb #ab58375f
+def run_finetune(task, profile, out, checkpoints=None) -> Path:
+    """Fine-tune on `task`, print the card and three predictions; returns the folder with classifier, card.json and history.png.
+
+    With a folder `checkpoints` an interrupted call is gone on with by the next.
+    """
+    import json
     from tutorial_clf.data import check_tokens
     from tutorial_clf.evaluate import show_card
     from tutorial_clf.finetune import fine_tune, plot_history
@@ -117,24 +188,15 @@ def run_finetune(task, profile, out) -> Path:
     from tutorial_clf.runs import open_run, run_folder
     for line in check_tokens(task, load_tokenizer(profile.model), profile.max_length): typer.echo(f"warning: {line}", err=True)
     with run_folder(out, task.name, profile.model) as folder:
-        started = time.perf_counter()
-        clf = fine_tune(task, profile=profile)
-        card = make_card(task, clf, profile, time.perf_counter() - started)
+        clf = fine_tune(task, profile=profile, folder=checkpoints)
+        card = make_card(task, clf, profile, clf.seconds)
         clf.save(folder)
         plot_history(clf.history).savefig(folder / "history.png", dpi=120)
         (folder / "card.json").write_text(json.dumps(card, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-    typer.echo("\n" + show_card(card) + "\n" + _clean_line(card.get("without_duplicates")))
+    typer.echo("\n" + show_card(card) + "\n")
     texts = task.test["text"][:3]
     for line in _lines(clf, texts): typer.echo(line)
     return open_run(Path(out) / "latest").resolve()
-
-
-def _clean_line(clean: dict | None) -> str:
-    "What the card says of the score without test rows that repeat earlier ones; empty where there are none."
-    if not clean: return ""
-    if "refused" in clean: return f"no score without duplicates: {clean['refused']}\n"
-    low, high = clean["accuracy_interval"]
-    return f"without the rows that repeat earlier ones: accuracy {clean['accuracy']:.3f} ({low:.3f} to {high:.3f}) on {clean['n']} test rows\n"
 
 
 def _lines(clf, texts):
@@ -142,7 +204,7 @@ def _lines(clf, texts):
     for text, p in zip(texts, clf.predict_proba(texts)):
         yield f"{clf.label_names[p.argmax()]}\t{p.max():.3f}\t{' '.join(text.split())}"
 
-# %% ../nbs/15_ship.ipynb #293264f4
+# %% ../nbs/15_ship.ipynb #affe446d
 @app.command()
 def predict(
     folder: Annotated[Path, typer.Argument(help="Folder of a run, such as runs/latest.")],
@@ -162,7 +224,7 @@ def predict(
         if is_file: return predict_file(clf, texts[0], text, out)
         for line in _lines(clf, texts): typer.echo(line)
 
-# %% ../nbs/15_ship.ipynb #ab58375f
+# %% ../nbs/15_ship.ipynb #02b1166e
 def predict_file(clf, path, text: str = "text", out=None) -> int:
     "Write the rows of the file `path`, with `predicted` and `probability` added, as CSV to `out` (None: standard output); returns their number."
     import csv
@@ -181,12 +243,8 @@ def predict_file(clf, path, text: str = "text", out=None) -> int:
 @contextmanager
 def _whole_file(path):
     "A file to write that gets its name only when the `with` ends well; standard output if `path` is None."
-    import os
+    from tutorial_clf.runs import whole
     if path is None:
         yield sys.stdout
         return
-    part = Path(path).with_name(f".{Path(path).name}.{os.getpid()}")
-    try:
-        with open(part, "w", encoding="utf-8", newline="") as file: yield file
-        os.replace(part, path)
-    finally: part.unlink(missing_ok=True)
+    with whole(path) as part, open(part, "w", encoding="utf-8", newline="") as file: yield file

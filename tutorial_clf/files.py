@@ -267,14 +267,19 @@ def load_file(
     seed: int = 0,            # of the splits that are cut here
     strict: bool = False,     # refuse duplicates across splits
     known=(),                 # other names that a mistyped path may have meant
+    leave_out=(),             # labels beside `label_names` whose rows are no part of the task
 ) -> Task:
     "Task of a CSV, TSV, JSONL or Parquet file."
     _check_path(path, known)
     rows = _read(path, dict(text=text, label=label, split=split))
     check_texts(path.name, rows)
-    names, labels = label_codes(path.name, rows, label_names)
+    stated = None if label_names is None else [*label_names, *leave_out]
+    names, labels = label_codes(path.name, rows, stated)
+    names = names[:len(names) - len(leave_out)]
+    labels[labels >= len(names)] = -1
     check_classes(path.name, rows, names, labels)
     parts, how = split_codes(path.name, rows, labels, seed)
+    parts[labels < 0] = -1                                            # no label, no split
     return assemble(path.name, name, rows, names, labels, parts, {"task": name, "source": path.name, "splits": how}, strict)
 
 # %% ../nbs/02b_files.ipynb #b798e96c

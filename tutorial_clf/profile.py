@@ -36,28 +36,37 @@ class Profile:
     patience: int            # epochs without a better validation loss before training stops
     warmup: float            # share of the steps in which the learning rate rises
     weight_decay: float
+    micro_batch: int         # texts that go through the model at once, gradients added up to a batch; 0 = the whole batch
+    optimizer: str           # adamw_torch, or adamw_torch_fused: the same, all weights in one go
+    compile: bool            # let torch.compile make one program of the model
+    tf32: bool               # cards: float32 products with 10 bits after the point instead of 23
+    pin_memory: bool         # cards: batches in memory from which they are copied while the card computes
+    freeze: str              # none, embeddings, or the number of lowest layers that are not trained (embeddings included)
     seed: int
     docstring_libraries: tuple  # libraries that the task `docstrings` is harvested from; ("default",) = see chapter 02
 
 # %% ../nbs/00_start.ipynb #a4c9c01f
 _LOWEST = dict(train_rows=0, eval_rows=0, max_length=4, batch_size=1, eval_batch_size=1, learning_rate=0.0, epochs=1,
-               patience=1, warmup=0.0, weight_decay=0.0, seed=0)
+               patience=1, warmup=0.0, weight_decay=0.0, micro_batch=0, seed=0)
 _TYPES = {f.name: f.type for f in fields(Profile) if f.name != "name"}
-_CHOICES = dict(device=("cpu", "cuda", "mps", "auto"), precision=("float32", "bf16"))
+_CHOICES = dict(device=("cpu", "cuda", "mps", "auto"), precision=("float32", "bf16"), optimizer=("adamw_torch", "adamw_torch_fused"))
 
 
 def _value(place: str, key: str, type_: type, value):
     "`value` as the type of field `key`, or a ProfileError that names `place`."
     if type_ is tuple: return tuple(value.split()) if isinstance(value, str) else tuple(value)
     try:
-        # int(2.5) would cut silently, so a whole number is read from its text
-        value = int(str(value)) if type_ is int else type_(value)
-    except (TypeError, ValueError):
-        wanted = {int: "a whole number", float: "a number", str: "a text"}[type_]
+        # int(2.5) would cut silently, so a whole number is read from its text; and bool("no") is True
+        if type_ is bool: value = configparser.ConfigParser.BOOLEAN_STATES[str(value).lower()]
+        else: value = int(str(value)) if type_ is int else type_(value)
+    except (KeyError, TypeError, ValueError):
+        wanted = {int: "a whole number", float: "a number", str: "a text", bool: "yes or no"}[type_]
         raise ProfileError(f"{place}: {key} = {value} is not {wanted}.") from None
     if key in _LOWEST and not value >= _LOWEST[key]:
         raise ProfileError(f"{place}: {key} = {value} is too small; the least is {_LOWEST[key]}.")
     if key == "warmup" and value >= 1: raise ProfileError(f"{place}: warmup = {value} is a share of the steps, below 1.")
+    if key == "freeze" and value not in ("none", "embeddings") and not value.isdecimal():
+        raise ProfileError(f"{place}: freeze = {value} is neither none, embeddings nor a number of layers.")
     if value not in _CHOICES.get(key, (value,)):
         raise ProfileError(f"{place}: {key} = {value} is none of {', '.join(_CHOICES[key])}.")
     return value

@@ -1,4 +1,4 @@
-"""Write the generated parts of README.md and data/README.md: learning path, score card, and the table of the shipped texts.
+"""Write the generated parts of README.md and data/README.md: learning path, score card, ladders, and the table of the shipped texts.
 
 usage: python .ci/readme.py [--check]      (make readme; --check only says whether both are up to date)
 """
@@ -40,6 +40,18 @@ def score_card() -> str:
     return (f"```\n{show_card(cards[0])}\n```\n\n"
             f"Recorded {run['recorded']} on {where}. The card is that of seed {cards[0]['seed']}; {len(cards)} seeds gave accuracies from "
             f"{min(scores):.3f} to {max(scores):.3f}. No setting was chosen on the test rows.")
+
+
+def ladders() -> str:
+    "A column for each recorded ladder: accuracy of each rung with its interval."
+    from tutorial_clf.ladder import RUNGS
+    names = [path.stem.removeprefix("ladder-") for path in sorted((ROOT / "data" / "runs").glob("ladder-*.json"))]
+    climbed = {name: {rung["name"]: rung for rung in load_run(f"ladder-{name}")["results"]} for name in names}
+    def cell(rung):
+        better = rung["better_than_below"] and rung["better_than_below"]["verdict"] == "better"
+        return "{}{:.3f}{} ({:.3f} to {:.3f})".format("**" * bool(better), rung["accuracy"], "**" * bool(better), *rung["accuracy_interval"])
+    lines = ["| rung | " + " | ".join(f"`{name}`" for name in names) + " |", "|---" * (len(names) + 1) + "|"]
+    return "\n".join(lines + [f"| {rung} | " + " | ".join(cell(climbed[name][rung]) for name in names) + " |" for rung in RUNGS])
 
 
 def picture() -> bytes:
@@ -98,7 +110,7 @@ def texts() -> str:
     return "\n".join([first, "|---" * (len(FILES) + 1) + "|", *others])
 
 
-PAGES = {"README.md": {"path": learning_path, "card": score_card}, "data/README.md": {"texts": texts}}
+PAGES = {"README.md": {"path": learning_path, "card": score_card, "ladder": ladders}, "data/README.md": {"texts": texts}}
 
 
 def generated(page: str) -> str:

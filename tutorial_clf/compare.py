@@ -88,7 +88,7 @@ def paired_bootstrap(
     p = (1 + (np.abs(swapped) >= abs(difference) - 1e-12).sum()) / (1 + draws)
     return dict(n=n, a=score_a, b=score_b, difference=difference, interval=(float(low), float(high)), p=float(p))
 
-# %% ../nbs/07b_compare.ipynb #afd9d863
+# %% ../nbs/07b_compare.ipynb #85537dc3
 def holm(p_values) -> np.ndarray:
     """P-values (K,) of K comparisons corrected so that the chance of any false alarm among them stays at the level (Holm 1979): the
     smallest times K, the next times K - 1, and so on, none below the one before. Raises `EvaluateError`."""
@@ -100,7 +100,7 @@ def holm(p_values) -> np.ndarray:
     corrected[order] = np.minimum(np.maximum.accumulate(p[order] * np.arange(len(p), 0, -1)), 1)
     return corrected
 
-# %% ../nbs/07b_compare.ipynb #0159984e
+# %% ../nbs/07b_compare.ipynb #8e65997f
 def _check_runs(right) -> np.ndarray:
     "`right` as a table (S, N) of 0 and 1, or an `EvaluateError`."
     if len({np.shape(run) for run in right}) != 1 or np.ndim(right[0]) != 1 or len(right[0]) < 2:
@@ -118,7 +118,7 @@ def _redrawn_runs(right: np.ndarray, rng, draws: int) -> np.ndarray:
     # one seed fewer than there are: with S of them the variance would come out too small by the factor (S - 1) / S
     return rng.multinomial(seeds - 1, np.full(seeds, 1 / seeds), size=draws) / (seeds - 1) @ right
 
-# %% ../nbs/07b_compare.ipynb #8e65997f
+# %% ../nbs/07b_compare.ipynb #d23ebc2d
 def seed_spread(
     right,                # (S, N) True where the run of seed s answered row n right
     draws: int = 2000,
@@ -136,7 +136,7 @@ def seed_spread(
     return dict(accuracy=float(right.mean()), between_seeds=float(right.mean(axis=1).std(ddof=1)),
                 from_rows=float(right.mean(axis=0).std(ddof=1) / n**0.5), interval=(float(low), float(high)))
 
-# %% ../nbs/07b_compare.ipynb #fddbc323
+# %% ../nbs/07b_compare.ipynb #3e269f71
 def compare_methods(
     right_a, right_b,     # (S, N) and (S', N): the runs of two methods on the same rows; a method without chance has one run
     draws: int = 2000,

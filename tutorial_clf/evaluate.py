@@ -38,14 +38,14 @@ def wilson_interval(
     # at the ends the algebra gives exactly 0 and 1, floats only nearly
     return (0.0 if correct == 0 else float(centre - half)), (1.0 if correct == n else float(centre + half))
 
-# %% ../nbs/07_evaluate.ipynb #7c928ebe
+# %% ../nbs/07_evaluate.ipynb #b3e73c8b
 def macro_f1(counts: np.ndarray) -> np.ndarray:
     "Macro-F1 of confusion matrices `counts` (..., C, C), labels down, predictions across; classes in neither are left out."
     right = np.diagonal(counts, axis1=-2, axis2=-1)                     # (..., C)
     total = counts.sum(axis=-1) + counts.sum(axis=-2)                   # n_c + m_c
     return (2 * right / np.where(total > 0, total, 1)).sum(axis=-1) / (total > 0).sum(axis=-1)
 
-# %% ../nbs/07_evaluate.ipynb #60ecd91c
+# %% ../nbs/07_evaluate.ipynb #e0caa042
 def _imagined(counts: np.ndarray, rows: float) -> np.ndarray:
     "`rows` imagined rows as a confusion matrix (C, C): classes as in `counts`, half right, half wrong in any other class that occurs."
     occurs = counts.sum(axis=0) + counts.sum(axis=1) > 0                # (C,)
@@ -54,7 +54,7 @@ def _imagined(counts: np.ndarray, rows: float) -> np.ndarray:
     eye = np.eye(len(counts))
     return rows * share * (eye + (1 - eye) * occurs / max(occurs.sum() - 1, 1)) / 2
 
-
+# %% ../nbs/07_evaluate.ipynb #60ecd91c
 def bootstrap_interval(
     labels,                # (N,) positions of the true classes
     predictions,           # (N,) positions of the predicted classes
@@ -85,7 +85,7 @@ def bootstrap_interval(
     low, high = np.quantile(np.concatenate(scores), [0.5 - level / 2, 0.5 + level / 2])
     return float(low), float(high)
 
-# %% ../nbs/07_evaluate.ipynb #ef60244a
+# %% ../nbs/07_evaluate.ipynb #b51cac0e
 def check_column(name: str, values) -> np.ndarray:
     "`values` as an array (N,), one entry a row, or an `EvaluateError` that calls them `name`."
     try: array = np.asarray(values)
@@ -111,7 +111,7 @@ def check_codes(name: str, values, classes: int | None) -> np.ndarray:
                             + (", which data sets write where a label is withheld." if array[row] == -1 else "."))
     return array
 
-
+# %% ../nbs/07_evaluate.ipynb #ef60244a
 def check_length(labels: np.ndarray, other: np.ndarray, name: str) -> None:
     "Refuse `other`, called `name`, if it has not one row for each label."
     if len(labels) != len(other):
@@ -124,7 +124,7 @@ def check_kind(labels: np.ndarray, other: np.ndarray, name: str) -> None:
         raise EvaluateError(f"The labels are such as {labels[0]!r} and the {name} such as {other[0]!r}: "
                             "write both as numbers or both as names.")
 
-# %% ../nbs/07_evaluate.ipynb #a9b3b0ba
+
 def check_answers(labels, answers) -> tuple[np.ndarray, np.ndarray]:
     "`labels` (N,) and `answers` (N,) or (N, C) as arrays with the same rows, or an `EvaluateError`."
     labels = check_column("labels", labels)
@@ -136,7 +136,7 @@ def check_answers(labels, answers) -> tuple[np.ndarray, np.ndarray]:
         raise EvaluateError(f"Row {row} of the answers (counted from 0) holds a NaN or an infinite number.")
     return labels, answers
 
-
+# %% ../nbs/07_evaluate.ipynb #a9b3b0ba
 def row_bootstrap(
     labels,               # (N,) true classes
     answers,              # (N,) or (N, C): predictions or probabilities, whatever `metric` takes
@@ -176,7 +176,7 @@ def check_probabilities(values, n: int, classes: int) -> np.ndarray:
         if bad.any(): raise EvaluateError(f"Row {int(bad.argmax())} of the probabilities (counted from 0) {what}.")
     return array
 
-# %% ../nbs/07_evaluate.ipynb #424f4303
+
 def check_rows(labels, probabilities) -> tuple[np.ndarray, np.ndarray]:
     "`labels` (N,) and `probabilities` (N, C) as arrays that fit together; C is the number of columns. Raises `EvaluateError`."
     try: shape = np.shape(probabilities)
@@ -186,7 +186,7 @@ def check_rows(labels, probabilities) -> tuple[np.ndarray, np.ndarray]:
     labels = check_codes("labels", labels, shape[1])
     return labels, check_probabilities(probabilities, len(labels), shape[1])
 
-# %% ../nbs/07_evaluate.ipynb #f459e753
+# %% ../nbs/07_evaluate.ipynb #424f4303
 def score_card(
     labels,            # (N,) positions of the true classes in `label_names`
     probabilities,     # (N, C) one column per label name, each row sums to one
@@ -210,7 +210,7 @@ def score_card(
         per_class={name: dict(precision=float(p), recall=float(r), f1=float(f), n=int(k))
                    for name, p, r, f, k in zip(names, *scores, rows)})
 
-# %% ../nbs/07_evaluate.ipynb #a71fb764
+# %% ../nbs/07_evaluate.ipynb #fa0748ed
 def paired_test(
     labels,         # (N,) true classes, as numbers or as names
     predictions_a,  # (N,) answers of A, written as the labels are
@@ -232,7 +232,7 @@ def paired_test(
     return dict(n=len(labels), accuracy_a=float(a.mean()), accuracy_b=float(b.mean()), difference=(only_a - only_b) / len(labels),
                 only_a=only_a, only_b=only_b, p=min(float(p), 1.0))
 
-# %% ../nbs/07_evaluate.ipynb #77f6f23f
+# %% ../nbs/07_evaluate.ipynb #57d181e8
 def text_list(name: str, values) -> list:
     "`values` as a list of strings, or an `EvaluateError` that calls them the `name` texts."
     texts = [] if isinstance(values, str) else list(values)
@@ -269,7 +269,7 @@ def tfidf_probabilities(
     probabilities[:, seen] = model.predict_proba(test)
     return probabilities
 
-# %% ../nbs/07_evaluate.ipynb #447ec980
+# %% ../nbs/07_evaluate.ipynb #4edba550
 def baselines(
     train_texts, train_labels,  # (N,) the rows that the classifier learned from too
     test_texts, test_labels,    # (M,) the rows to score
@@ -282,7 +282,7 @@ def baselines(
     return dict(majority=score_card(test_labels, np.tile(share, (len(tfidf), 1)), label_names),
                 tfidf=score_card(test_labels, tfidf, label_names))
 
-# %% ../nbs/07_evaluate.ipynb #98edbe9f
+# %% ../nbs/07_evaluate.ipynb #20a853f1
 def _row(name: str, scores: dict) -> str:
     "One line of the table; what is missing is a dash."
     def number(key): return f"{scores[key]:.3f}" if key in scores else "-"
@@ -299,7 +299,7 @@ def _without_duplicates(clean: dict) -> str:
                        for name, key in [("accuracy", "accuracy"), ("macro-F1", "macro_f1")] if key in clean)
     return fill(f"without the rows that repeat earlier ones: {scores}, on {clean['n']:,} test rows", 80)
 
-# %% ../nbs/07_evaluate.ipynb #969d5446
+# %% ../nbs/07_evaluate.ipynb #77f6f23f
 def show_card(
     card: dict,  # a score card; `model`, `baselines`, `seconds`, `peak_memory_mb` and `without_duplicates` are shown where present
 ) -> str:
@@ -316,7 +316,7 @@ def show_card(
     if card.get("without_duplicates"): lines.append(_without_duplicates(card["without_duplicates"]))
     return "\n".join(lines)
 
-# %% ../nbs/07_evaluate.ipynb #1f948b85
+# %% ../nbs/07_evaluate.ipynb #0f45740e
 def show_rows(rows: list) -> str:
     "A list of dictionaries with the same keys as a plain-text table: numbers with three digits, pairs of numbers as intervals."
     def cell(value):
@@ -329,7 +329,7 @@ def show_rows(rows: list) -> str:
     text = [isinstance(value, str) for value in rows[0].values()]             # words to the left, numbers to the right
     return "\n".join("  ".join(c.ljust(w) if t else c.rjust(w) for c, w, t in zip(line, wide, text)).rstrip() for line in table)
 
-# %% ../nbs/07_evaluate.ipynb #446189e6
+# %% ../nbs/07_evaluate.ipynb #4274711c
 def plot_confusion(
     labels,       # (N,) positions of the true classes in `label_names`
     predictions,  # (N,) positions of the predicted classes
@@ -355,7 +355,7 @@ def plot_confusion(
             ax.text(j, i, int(counts[i, j]), ha="center", va="center", color="white" if share[i, j] > 0.5 else "black")
     return ax
 
-# %% ../nbs/07_evaluate.ipynb #b59a19e2
+# %% ../nbs/07_evaluate.ipynb #0a5aa284
 def plot_curves(
     sought,     # (N,) True or 1 where a row belongs to the class that is looked for
     scores,     # name → (N,) scores, such as the probability of that class; higher says "more likely of that class"

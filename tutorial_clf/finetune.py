@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['Classifier', 'freeze', 'fine_tune', 'explain', 'plot_history']
 
-# %% ../nbs/06_fine_tune.ipynb #8533ad91
+# %% ../nbs/06_fine_tune.ipynb #0382c659
 import json
 import math
 import os
@@ -25,7 +25,7 @@ from .runs import whole
 from .training import (EpochBatches, FineTuner, RunError, disk_errors, numbered, open_training, run_settings,
                                    training_arguments, usable_precision, write_run)
 
-# %% ../nbs/06_fine_tune.ipynb #8f75d492
+# %% ../nbs/06_fine_tune.ipynb #b1e6c8a2
 def _encoded(rows, tokenizer, max_length: int):
     "`rows` with `input_ids`, `attention_mask`, `length`, `labels` and nothing else; memory-mapped if `rows` are."
     from datasets.utils.logging import disable_progress_bar, enable_progress_bar, is_progress_bar_enabled
@@ -38,7 +38,7 @@ def _encoded(rows, tokenizer, max_length: int):
     finally:
         if bars: enable_progress_bar()
 
-# %% ../nbs/06_fine_tune.ipynb #9c659258
+# %% ../nbs/06_fine_tune.ipynb #1dab162d
 def _probabilities(model, tokenizer, texts: list, max_length: int, batch_size: int) -> np.ndarray:
     "Probabilities (N, C) of the N `texts`, rows in their order."
     probabilities = np.zeros((len(texts), model.config.num_labels), dtype=np.float32)
@@ -60,7 +60,7 @@ def _checked(texts) -> list:
     if wrong is not None: raise TypeError(f"texts[{wrong}] is {texts[wrong]!r}, of type {type(texts[wrong]).__name__}, and should be a str.")
     return texts
 
-# %% ../nbs/06_fine_tune.ipynb #57f8807b
+# %% ../nbs/06_fine_tune.ipynb #a01ba5e2
 def _write(model, tokenizer, max_length: int, folder: Path) -> None:
     "Write safetensors, config (with label names) and tokenizer to `folder`, whole or not at all."
     folder.parent.mkdir(parents=True, exist_ok=True)
@@ -73,7 +73,7 @@ def _write(model, tokenizer, max_length: int, folder: Path) -> None:
             tokenizer.save_pretrained(part)
     finally: tokenizer.model_max_length = longest
 
-# %% ../nbs/06_fine_tune.ipynb #6453c31e
+# %% ../nbs/06_fine_tune.ipynb #de4fbcff
 def _saved_label_names(folder: Path) -> list:
     "The label names in the config of a saved classifier, in the order of their numbers."
     if not (folder / "config.json").is_file():
@@ -85,7 +85,7 @@ def _saved_label_names(folder: Path) -> list:
     names = config.get("id2label") or {"0": "LABEL_0", "1": "LABEL_1"}           # transformers leaves these two out
     return [names[key] for key in sorted(names, key=int)]
 
-# %% ../nbs/06_fine_tune.ipynb #a01ba5e2
+# %% ../nbs/06_fine_tune.ipynb #8e0961ae
 class Classifier:
     """A fine-tuned model with its tokenizer. `label_names[i]` is the name of class i.
 
@@ -125,7 +125,7 @@ class Classifier:
         except (RuntimeError, AssertionError) as error: raise ProfileError(f"{device} cannot be used here: {str(error).splitlines()[0]}") from error
         return cls(model, tokenizer, max_length=tokenizer.model_max_length)
 
-# %% ../nbs/06_fine_tune.ipynb #de4fbcff
+# %% ../nbs/06_fine_tune.ipynb #8986ee26
 def freeze(network, what: str) -> int:
     "Keep the embeddings of `network` as they are (`embeddings`), and its n lowest layers too (`n`); returns how many weights are still trained."
     layers = next((m for m in network.base_model.modules() if isinstance(m, torch.nn.ModuleList) and len(m) == network.config.num_hidden_layers), [])
@@ -140,7 +140,7 @@ def freeze(network, what: str) -> int:
         for layer in layers[:count]: layer.requires_grad_(False)
     return sum(weight.numel() for weight in network.parameters() if weight.requires_grad)
 
-# %% ../nbs/06_fine_tune.ipynb #67a10b29
+# %% ../nbs/06_fine_tune.ipynb #4c25fb80
 def _scores(prediction) -> dict:
     "Accuracy and mean loss over all rows. (Trainer's own loss is a mean over batches, so it depends a little on how the rows fell into them.)"
     logits, labels = prediction.predictions.astype(np.float64), prediction.label_ids
@@ -163,7 +163,7 @@ def _finish(trainer: FineTuner, clf: "Classifier", settings: dict) -> None:
     write_run(folder, settings, trainer.track)
     for path in numbered(folder, "checkpoint") + numbered(folder, "best"): shutil.rmtree(path, ignore_errors=True)
 
-# %% ../nbs/06_fine_tune.ipynb #00624683
+# %% ../nbs/06_fine_tune.ipynb #43924461
 def _run(profile, device, tokenizer, max_length, network, train, validation, folder: Path, resumable: bool, started: float, watch: bool) -> "Classifier":
     "One run with everything at hand: train, or go on, or read the result of a run that is finished."
     args = training_arguments(profile, folder, save_strategy="no", logging_strategy="no", load_best_model_at_end=False,
@@ -184,7 +184,7 @@ def _run(profile, device, tokenizer, max_length, network, train, validation, fol
     trainer.accelerator.wait_for_everyone()
     return clf
 
-# %% ../nbs/06_fine_tune.ipynb #8986ee26
+# %% ../nbs/06_fine_tune.ipynb #951eacab
 def fine_tune(
     task: Task,                              # what to learn, from `load_task`
     model: str | None = None,                # name, folder or Hub id; default: the profile's
@@ -211,7 +211,7 @@ def fine_tune(
     with tempfile.TemporaryDirectory(prefix="tutorial-clf-", ignore_cleanup_errors=True) as place:
         return _run(profile, device, tokenizer, max_length, network, train, validation, Path(place), False, started, watch)
 
-# %% ../nbs/06_fine_tune.ipynb #63bce1f4
+# %% ../nbs/06_fine_tune.ipynb #92ab9a4f
 def _device_line(profile: Profile) -> tuple:
     "(kind of device, what there is of it)."
     try: device = pick_device(profile).type
@@ -243,7 +243,7 @@ def explain(profile: "Profile | str | None" = None) -> str:
         lines["copies"] = "from pinned memory, while the card computes" if p.pin_memory else "from ordinary memory"
     return "\n".join(f"{name:10} {text}" for name, text in lines.items())
 
-# %% ../nbs/06_fine_tune.ipynb #a02b5399
+# %% ../nbs/06_fine_tune.ipynb #093414c0
 def plot_history(history: list):
     "Figure with the losses (left) and the validation accuracy (right) of each epoch in `Classifier.history`."
     from matplotlib.figure import Figure

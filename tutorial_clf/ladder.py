@@ -168,7 +168,7 @@ def best_run(start: Start, name: str, model) -> dict:
         start.runs[name] = dict(clf=clf, epoch=epoch, settings=settings, seconds=perf_counter() - began)
     return start.runs[name]
 
-# %% ../nbs/08_ladder.ipynb #0d88b096
+# %% ../nbs/08_ladder.ipynb #d16cf0e4
 def _chosen(start: Start, name: str, run: dict) -> dict:
     "What was chosen for the rung `name`: each setting that could have been another, and the epoch."
     keys = dict.fromkeys(key for settings in start.tries[name] for key in settings)
@@ -187,7 +187,7 @@ def tuned(start: Start) -> Fitted:
     run = best_run(start, "fine-tuned", start.profile.model)
     return Fitted(run["clf"].predict_proba, run["seconds"], _weight_bytes(run["clf"].model), _chosen(start, "fine-tuned", run))
 
-# %% ../nbs/08_ladder.ipynb #fe996e4f
+# %% ../nbs/08_ladder.ipynb #755b15b8
 def averaged(start: Start) -> Fitted:
     "Mean of the probabilities of fine-tuned encoders, one for each seed, all with the settings chosen for the first."
     run = best_run(start, "fine-tuned", start.profile.model)
@@ -197,11 +197,11 @@ def averaged(start: Start) -> Fitted:
     return Fitted(predict, run["seconds"] + perf_counter() - began, sum(_weight_bytes(clf.model) for clf, _ in runs),
                   _chosen(start, "fine-tuned", run) | {"best_epoch": [epoch["epoch"] for _, epoch in runs], "seeds": list(start.seeds)})
 
-# %% ../nbs/08_ladder.ipynb #ffa228fe
+# %% ../nbs/08_ladder.ipynb #f22c3776
 RUNGS = {"majority": majority, "word counts": lambda start: words(start, tfidf=False), "TF-IDF": lambda start: words(start, tfidf=True),
          "frozen encoder": frozen, "from scratch": scratch, "fine-tuned": tuned, "seeds averaged": averaged}
 
-# %% ../nbs/08_ladder.ipynb #34208e4c
+# %% ../nbs/08_ladder.ipynb #12983db8
 def _scores(labels, probabilities, label_names) -> dict:
     "The scores of one rung with their 95 % intervals, ready for JSON."
     card, loss, calibration = score_card(labels, probabilities, label_names), row_loss(labels, probabilities), calibration_error(labels, probabilities)
@@ -209,7 +209,7 @@ def _scores(labels, probabilities, label_names) -> dict:
         log_loss=float(loss.mean()), log_loss_interval=list(row_bootstrap(loss, loss, lambda rows, _: rows.mean())),
         calibration_error=calibration["ece"], calibration_chance_95=calibration["chance_95"], calibration_excess=calibration["excess"])
 
-# %% ../nbs/08_ladder.ipynb #dd40c12c
+# %% ../nbs/08_ladder.ipynb #70b18a90
 def difference_interval(
     only_above, only_below,    # rows that one of the two alone got right
     n,                         # all rows
@@ -220,7 +220,7 @@ def difference_interval(
     half = z * ((b + c - (b - c) ** 2) / (n + 2)) ** 0.5
     return max(b - c - half, -1.0), min(b - c + half, 1.0)
 
-# %% ../nbs/08_ladder.ipynb #0f19807f
+# %% ../nbs/08_ladder.ipynb #5a58e0a1
 def verdict(difference: float, p: float, level: float = 0.05) -> str:
     "better, worse, or `not shown` where a coin would do as well."
     return "not shown" if p >= level else "better" if difference > 0 else "worse"
@@ -244,7 +244,7 @@ def judge(labels, answers: dict, label_names) -> list[dict]:
         test |= dict(p_holm=float(p), verdict=verdict(test["difference"], p))
     return rungs
 
-# %% ../nbs/08_ladder.ipynb #498ddf40
+# %% ../nbs/08_ladder.ipynb #0ad015d6
 def _alone(start: Start, test) -> np.ndarray:
     "Rows of `test` that repeat no row of an earlier split, (N,) of True and False; all, where the task's card says that none does."
     keep = np.ones(len(test), bool)
@@ -259,7 +259,7 @@ def _without_duplicates(start: Start, test, labels, answers: dict) -> list:
     judged = judge(labels[keep], {name: p[keep] for name, p in answers.items()}, start.task.label_names)
     return [{key: rung[key] for key in kept} for rung in judged]
 
-# %% ../nbs/08_ladder.ipynb #0ad015d6
+# %% ../nbs/08_ladder.ipynb #f4b3f28e
 def ladder(
     task: Task,                              # from `load_task`
     profile: "Profile | str | None" = None,  # default: the environment's, else cpu
@@ -289,7 +289,7 @@ def ladder(
     clean = _without_duplicates(start, test, labels, answers)
     return [rung | fact | {"without_duplicates": again} for rung, fact, again in zip(judge(labels, answers, task.label_names), facts, clean)]
 
-# %% ../nbs/08_ladder.ipynb #f4b3f28e
+# %% ../nbs/08_ladder.ipynb #e345dbb9
 def _estimate(rung: dict, key: str) -> str: return "{:.3f} ({:.3f}-{:.3f})".format(rung[key], *rung[f"{key}_interval"])
 
 
@@ -312,7 +312,7 @@ def _choice(chosen: dict) -> str:
     def word(value): return "/".join(map(str, value)) if isinstance(value, list) else f"{value:g}" if type(value) in (int, float) else {True: "yes", False: "no"}.get(value, str(value))
     return shorten(", ".join(f"{key} {word(value)}" for key, value in chosen.items() if key not in ("validation_loss", "seeds")), 52, placeholder=" ...")
 
-# %% ../nbs/08_ladder.ipynb #8f0526f6
+# %% ../nbs/08_ladder.ipynb #40202938
 def show_ladder(rungs: list) -> str:
     "The list that `ladder` returns as plain text, at most 100 columns: scores, steps, cost, and the score without duplicates where there are any."
     blocks = [[{"rung": r["name"], "accuracy": _estimate(r, "accuracy"), "macro-F1": _estimate(r, "macro_f1"), "log-loss": _estimate(r, "log_loss"),
@@ -325,7 +325,7 @@ def show_ladder(rungs: list) -> str:
     note = f"{rungs[0]['n']:,} test rows. Calibration: in brackets what chance alone stays below in 95 of 100 test splits."
     return "\n\n".join([*(show_rows(block) for block in [*blocks, clean] if block), note])
 
-# %% ../nbs/08_ladder.ipynb #40202938
+# %% ../nbs/08_ladder.ipynb #89800abc
 def plot_ladder(rungs: list, ax=None):
     "Accuracy of each rung with its 95 % interval, the lowest rung at the bottom; filled: shown better than the one below. Returns the axes."
     import matplotlib.pyplot as plt

@@ -36,7 +36,7 @@ from .data import length_batches
 from .profile import Profile, ProfileError, pick_device
 from .runs import whole
 
-# %% ../nbs/06a_long_runs.ipynb #98f447b3
+# %% ../nbs/06a_long_runs.ipynb #e3e5788e
 def usable_precision(profile: Profile, device: str) -> str:
     "The profile's precision, or float32 where the card cannot compute in bf16 by itself."
     if device == "cuda" and not torch.cuda.is_bf16_supported(including_emulation=False): return "float32"
@@ -47,7 +47,7 @@ def _tf32(profile: Profile, device: str) -> bool | None:
     "Whether a card may shorten float32 in its products; None where there is nothing to choose."
     return profile.tf32 and torch.cuda.get_device_capability()[0] >= 8 if device == "cuda" else None
 
-
+# %% ../nbs/06a_long_runs.ipynb #234643db
 def training_arguments(profile: Profile, folder, **more) -> TrainingArguments:
     "The one place where a profile becomes `TrainingArguments`; `folder` takes the checkpoints, `more` sets arguments by hand."
     device = pick_device(profile).type
@@ -65,7 +65,7 @@ def training_arguments(profile: Profile, folder, **more) -> TrainingArguments:
         save_total_limit=1, save_only_model=True, average_tokens_across_devices=False,
         report_to="none", disable_tqdm=True) | more)
 
-# %% ../nbs/06a_long_runs.ipynb #e3e5788e
+# %% ../nbs/06a_long_runs.ipynb #c8283618
 class Line:
     "One line that is rewritten in place: a bar in a terminal, a display in a notebook."
 
@@ -89,7 +89,7 @@ class Line:
     def close(self) -> None:
         if self.bar is not None: self.bar.close()
 
-# %% ../nbs/06a_long_runs.ipynb #123e0283
+# %% ../nbs/06a_long_runs.ipynb #5aecb5ff
 class Progress(Line, TrainerCallback):
     "Progress and time left, in one line."
 
@@ -116,7 +116,7 @@ class Progress(Line, TrainerCallback):
         self.close()
         if self.notebook and state.is_world_process_zero: self.line(f"{state.global_step} steps in {seconds:.0f} s{self.last}{self.notes}", last=True)
 
-# %% ../nbs/06a_long_runs.ipynb #a8283f95
+# %% ../nbs/06a_long_runs.ipynb #71d091f7
 def plot_training(losses: list, history: list, steps: int):
     "Figure: the training loss of each step and its running mean, and the validation loss after each epoch; `steps` in an epoch."
     from matplotlib.figure import Figure
@@ -132,7 +132,7 @@ def plot_training(losses: list, history: list, steps: int):
     axes.legend(frameon=False)
     return figure
 
-
+# %% ../nbs/06a_long_runs.ipynb #16202954
 class Watch(Progress):
     "Progress as a figure that is drawn anew every few seconds, in a notebook."
 
@@ -151,7 +151,7 @@ class Watch(Progress):
         self.show({"image/png": base64.b64encode(png.getvalue()).decode(), "text/plain": text})
         self.next = time.perf_counter() + max(2, 20 * (time.perf_counter() - began))       # a twentieth of the time at most
 
-# %% ../nbs/06a_long_runs.ipynb #4d2fdd9a
+# %% ../nbs/06a_long_runs.ipynb #ad46f294
 class EpochBatches:
     "Batch sampler: batches of row numbers, of like length, that depend on `seed` and the epoch alone; they are those of all processes together."
 
@@ -167,7 +167,7 @@ class EpochBatches:
     def __len__(self): return self.count
     def __iter__(self): return iter(self.plan(self.epoch))
 
-# %% ../nbs/06a_long_runs.ipynb #59280750
+# %% ../nbs/06a_long_runs.ipynb #0afe4f36
 def _share(inputs: dict, rank: int, world: int) -> tuple:
     "The texts of the batch `inputs` that process `rank` of `world` takes, and the weight of each in that process's loss."
     rows = len(inputs["labels"])
@@ -175,7 +175,7 @@ def _share(inputs: dict, rank: int, world: int) -> tuple:
     weight = world / rows if stop > start else 0.0          # a process without a text still has to take part: one text, weight 0
     return {key: values[start:max(stop, start + 1)] for key, values in inputs.items()}, weight
 
-
+# %% ../nbs/06a_long_runs.ipynb #e669f87d
 def add_gradient(accelerator, model, inputs: dict, micro_batch: int = 0) -> torch.Tensor:
     """Add the gradient of the mean loss of the batch `inputs` to the gradients of `model`, `micro_batch` texts at a time (0: all at once).
 
@@ -193,7 +193,7 @@ def add_gradient(accelerator, model, inputs: dict, micro_batch: int = 0) -> torc
         total += loss.detach()
     return total
 
-# %% ../nbs/06a_long_runs.ipynb #16202954
+# %% ../nbs/06a_long_runs.ipynb #1d3c2423
 def _smaller(error: RuntimeError, size: int, key: str, world: int) -> int:
     "Half of `size`, if `error` says that there was no memory for so many texts at once; else raises."
     if not (isinstance(error, torch.OutOfMemoryError) or should_reduce_batch_size(error)): raise error
@@ -202,7 +202,7 @@ def _smaller(error: RuntimeError, size: int, key: str, world: int) -> int:
         raise ProfileError(f"Out of memory with {size} texts at once: set {key} = {size // 2}, in settings.ini or by hand.") from error
     return size // 2
 
-
+# %% ../nbs/06a_long_runs.ipynb #75a539c0
 def _fit(action, size: int, key: str, world: int, between) -> tuple:
     "(what `action(size)` returns, size), with half the size, and again, as long as there is not the memory; `between(size)` comes in between."
     while True:
@@ -212,7 +212,7 @@ def _fit(action, size: int, key: str, world: int, between) -> tuple:
         if torch.cuda.is_available(): torch.cuda.empty_cache()
         between(size)
 
-# %% ../nbs/06a_long_runs.ipynb #a9cedc06
+# %% ../nbs/06a_long_runs.ipynb #a70aa764
 class RunError(ValueError):
     "A run's folder that cannot be used or written; the message names the folder and the mend."
 
@@ -225,7 +225,7 @@ def disk_errors(place):
         said = getattr(error, "strerror", None) or (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise RunError(f"{place} could not be written ({said}): make room there or choose another folder; what was kept before is untouched.") from error
 
-# %% ../nbs/06a_long_runs.ipynb #ad46f294
+# %% ../nbs/06a_long_runs.ipynb #cff653b1
 def _hashes(folder: Path) -> dict:
     "Name → SHA-256 of the files in `folder`."
     def digest(path):
@@ -237,24 +237,24 @@ def _seal(folder: Path) -> None:
     "Note in `folder` what it holds, so that damage shows."
     (folder / "files.json").write_text(json.dumps(_hashes(folder)), encoding="utf-8")
 
-
+# %% ../nbs/06a_long_runs.ipynb #c0feee81
 def _sound(folder: Path) -> bool:
     "Whether `folder` still holds what was sealed."
     try: return json.loads((folder / "files.json").read_text(encoding="utf-8")) == _hashes(folder)
     except (OSError, ValueError): return False
 
-# %% ../nbs/06a_long_runs.ipynb #b395069e
+# %% ../nbs/06a_long_runs.ipynb #45370688
 def best_epoch(history: list) -> int:
     "The epoch (counted from 1) with the lowest validation loss, the first of equals; 0 if no loss was a number."
     losses = [row["validation_loss"] if math.isfinite(row["validation_loss"]) else math.inf for row in history]
     return losses.index(min(losses)) + 1 if losses and min(losses) < math.inf else 0
 
-
+# %% ../nbs/06a_long_runs.ipynb #696d4f2d
 def _is_over(history: list, profile: Profile) -> bool:
     "Whether all epochs are done, or `patience` of them without a better validation loss."
     return len(history) >= profile.epochs or len(history) - best_epoch(history) >= profile.patience
 
-# %% ../nbs/06a_long_runs.ipynb #1029049a
+# %% ../nbs/06a_long_runs.ipynb #2fcc4b0c
 class BatchTrainer(Trainer):
     "`Trainer` with batches from `EpochBatches`, in parts that fit into memory. `track` is what a run knows besides its weights."
 
@@ -295,7 +295,7 @@ class BatchTrainer(Trainer):
             return super(BatchTrainer, self).evaluate(*arguments, **more)
         return _fit(action, self.args.per_device_eval_batch_size, "eval_batch_size", self.args.world_size, lambda size: None)[0]
 
-# %% ../nbs/06a_long_runs.ipynb #8c9a0418
+# %% ../nbs/06a_long_runs.ipynb #e63e01b0
 def _random_state() -> dict:
     "The state of all generators of this process, in the form that `Trainer` restores."
     state = {"python": random.getstate(), "numpy": np.random.get_state(), "cpu": torch.get_rng_state()}
@@ -304,7 +304,7 @@ def _random_state() -> dict:
         state["cuda"] = torch.cuda.get_rng_state_all() if several else torch.cuda.get_rng_state()
     return state
 
-
+# %% ../nbs/06a_long_runs.ipynb #ad1c595a
 def numbered(folder: Path, kind: str) -> list:
     "The folders `<kind>-<number>` in `folder`, highest number first."
     found = [path for path in folder.glob(f"{kind}-*") if path.name[len(kind) + 1:].isdecimal()]
@@ -314,20 +314,20 @@ def numbered(folder: Path, kind: str) -> list:
 def _track(checkpoint: Path) -> dict:
     return json.loads((checkpoint / "track.json").read_text(encoding="utf-8"))
 
-# %% ../nbs/06a_long_runs.ipynb #0afe4f36
+# %% ../nbs/06a_long_runs.ipynb #f69b8dec
 def _prune(folder: Path) -> None:
     "Keep the two newest checkpoints, the newest best weights, and those that the two refer to."
     checkpoints, best = numbered(folder, "checkpoint"), numbered(folder, "best")
     needed = {f"best-{best_epoch(_track(path)['history'])}" for path in checkpoints[:2]}
     for path in checkpoints[2:] + [path for path in best[1:] if path.name not in needed]: shutil.rmtree(path, ignore_errors=True)
 
-
+# %% ../nbs/06a_long_runs.ipynb #b5d8b813
 def newest_checkpoint(folder: Path) -> "Path | None":
     "The newest checkpoint in `folder` that is undamaged, and whose best weights are; None if there is none."
     for path in numbered(folder, "checkpoint"):
         if _sound(path) and ((best := best_epoch(_track(path)["history"])) == 0 or _sound(folder / f"best-{best}")): return path
 
-
+# %% ../nbs/06a_long_runs.ipynb #284c46cf
 def _tidy(folder: Path, newest: "Path | None") -> None:
     "Remove what a killed process was writing, and the damaged checkpoints after `newest`."
     for path in folder.glob(".*"):
@@ -338,7 +338,7 @@ def _tidy(folder: Path, newest: "Path | None") -> None:
         print(f"{path} is damaged, or the best weights that belong to it are: going back to what was kept before.", file=sys.stderr)
         shutil.rmtree(path, ignore_errors=True)
 
-# %% ../nbs/06a_long_runs.ipynb #579b8fba
+# %% ../nbs/06a_long_runs.ipynb #fd63651b
 def _write_best(trainer, epoch: int) -> None:
     "Write the weights, as those of the best epoch so far."
     target = trainer.folder / f"best-{epoch}"
@@ -348,7 +348,7 @@ def _write_best(trainer, epoch: int) -> None:
         if trainer.resumable: _seal(part)
     if not trainer.resumable: _prune(trainer.folder)
 
-
+# %% ../nbs/06a_long_runs.ipynb #1485ba9b
 def _write_checkpoint(trainer, states: list) -> None:
     "Write `checkpoint-<step>` in the form that `Trainer` reads; `states` are the generators of all processes."
     target = trainer.folder / f"checkpoint-{trainer.state.global_step}"
@@ -363,7 +363,7 @@ def _write_checkpoint(trainer, states: list) -> None:
         _seal(part)
     _prune(trainer.folder)
 
-# %% ../nbs/06a_long_runs.ipynb #610e90ec
+# %% ../nbs/06a_long_runs.ipynb #48798214
 class FineTuner(BatchTrainer):
     "`BatchTrainer` that keeps the best weights in `folder` and, if `resumable`, checkpoints from which a run goes on as if nothing had been."
 
@@ -401,7 +401,7 @@ class FineTuner(BatchTrainer):
         self.accelerator.wait_for_everyone()
         load_model(self.model, str(self.folder / f"best-{best}" / "model.safetensors"))
 
-# %% ../nbs/06a_long_runs.ipynb #c09cfb3e
+# %% ../nbs/06a_long_runs.ipynb #fca1dc7e
 CHECKPOINT_SECONDS = 60.0        # at most so much work is lost, in the middle of an epoch too
 
 
@@ -426,7 +426,7 @@ class Keeper(TrainerCallback):
         control.should_training_stop = _is_over(history, t.profile)
         control.should_save = t.resumable
 
-# %% ../nbs/06a_long_runs.ipynb #33da9dfc
+# %% ../nbs/06a_long_runs.ipynb #68f5af25
 # what may change between two legs of a run: it changes no number but through rounding (and micro_batch through the draws of dropout)
 _FREE = ("name", "task", "device", "eval_batch_size", "micro_batch", "pin_memory", "docstring_libraries")
 
@@ -441,12 +441,12 @@ def run_settings(profile: Profile, device: str, label_names: list, *splits) -> d
     settings = {key: value for key, value in asdict(profile).items() if key not in _FREE}
     return settings | {"device": device, "label_names": list(label_names), "rows": digest.hexdigest()[:16]}
 
-
+# %% ../nbs/06a_long_runs.ipynb #6d778ef7
 def write_run(folder: Path, settings: dict, finished: dict | None = None) -> None:
     with disk_errors(folder / "run.json"), whole(folder / "run.json") as part:
         part.write_text(json.dumps({"settings": settings, "finished": finished}, indent=1) + "\n", encoding="utf-8")
 
-# %% ../nbs/06a_long_runs.ipynb #4dcac135
+# %% ../nbs/06a_long_runs.ipynb #b9c0305b
 def open_training(folder: Path, settings: dict) -> dict | None:
     "Begin or go on with the run in `folder`; its `track` if it is finished. Raises `RunError` if it is another run."
     if not (folder / "run.json").is_file():

@@ -47,7 +47,7 @@ def slice_table(
                          p=float(fisher_exact([[k, n - k], [k_else, n_else - k_else]])[1]) if n_else else None))
     return sorted(rows, key=lambda row: row["accuracy"])
 
-# %% ../nbs/07a_trust.ipynb #5a35d105
+# %% ../nbs/07a_trust.ipynb #46d024bc
 def _binned(confidence: np.ndarray, bins: int) -> np.ndarray:
     "Bin of each row, (N,): about equally many rows in each, rows of the same confidence in the same, no bin empty."
     if bins < 1: raise EvaluateError(f"bins = {bins} must be at least 1.")
@@ -60,7 +60,7 @@ def _confidence(labels, probabilities) -> tuple:
     labels, p = check_rows(labels, probabilities)
     return p.max(axis=1), p.argmax(axis=1) == labels
 
-# %% ../nbs/07a_trust.ipynb #58768f13
+# %% ../nbs/07a_trust.ipynb #34e1af7d
 def calibration_bins(labels, probabilities, bins: int = 10) -> list[dict]:
     "Rows in bins of like confidence: n, confidence (mean), accuracy and its 95 % interval of each bin. Raises `EvaluateError`."
     confidence, right = _confidence(labels, probabilities)
@@ -69,7 +69,7 @@ def calibration_bins(labels, probabilities, bins: int = 10) -> list[dict]:
                  interval=wilson_interval(int(right[here].sum()), int(here.sum())))
             for here in (place == b for b in range(place.max() + 1))]
 
-# %% ../nbs/07a_trust.ipynb #0fd2c4f1
+# %% ../nbs/07a_trust.ipynb #58768f13
 def plot_reliability(labels, probabilities, bins: int = 10, ax=None, **style):
     "Reliability diagram: accuracy of each bin, with its 95 % interval, against its mean confidence. Returns the axes."
     import matplotlib.pyplot as plt
@@ -83,13 +83,13 @@ def plot_reliability(labels, probabilities, bins: int = 10, ax=None, **style):
     ax.set(xlabel="confidence (mean of the bin)", ylabel="accuracy", xlim=(least, 1.02), ylim=(least, 1.02))
     return ax
 
-# %% ../nbs/07a_trust.ipynb #a6b683e6
+# %% ../nbs/07a_trust.ipynb #5bc507c2
 def _ece(right: np.ndarray, confidence: np.ndarray, place: np.ndarray) -> np.ndarray:
     "Expected calibration error of each line of `right` (draws, N): mean over the rows of their bin's |accuracy - confidence|."
     member = np.eye(place.max() + 1)[place]                                    # (N, bins)
     return abs((right - confidence) @ member).sum(axis=1) / len(confidence)
 
-# %% ../nbs/07a_trust.ipynb #dd70568e
+# %% ../nbs/07a_trust.ipynb #1c8f65bb
 def calibration_null(probabilities, bins: int = 10, draws: int = 2000, seed: int = 0) -> np.ndarray:
     """Expected calibration errors, (draws,), that a perfectly calibrated classifier with these `probabilities` would show: each row
     is right with the probability of its prediction (Bröcker and Smith 2007). Raises `EvaluateError`."""
@@ -99,7 +99,7 @@ def calibration_null(probabilities, bins: int = 10, draws: int = 2000, seed: int
     return np.concatenate([_ece(rng.random((min(block, draws - first), len(confidence))) < confidence, confidence, place)
                            for first in range(0, draws, block)])
 
-# %% ../nbs/07a_trust.ipynb #5806f4fe
+# %% ../nbs/07a_trust.ipynb #e4996cc4
 def calibration_error(labels, probabilities, bins: int = 10, draws: int = 2000, seed: int = 0) -> dict:
     """Expected calibration error `ece` (Naeini, Cooper and Hauskrecht 2015), what chance alone makes of it (`chance`: mean;
     `chance_95`: the value that 95 % stay below), `excess` (ece less chance, an estimate without most of the bias) and `p`.
@@ -110,7 +110,7 @@ def calibration_error(labels, probabilities, bins: int = 10, draws: int = 2000, 
     return dict(ece=ece, chance=float(null.mean()), chance_95=float(np.quantile(null, 0.95)), excess=ece - float(null.mean()),
                 p=float((1 + (null >= ece - 1e-12).sum()) / (1 + draws)))
 
-# %% ../nbs/07a_trust.ipynb #2c7e4922
+# %% ../nbs/07a_trust.ipynb #7fa22c10
 def with_temperature(probabilities, temperature: float) -> np.ndarray:
     "The `probabilities` (N, C) after dividing their logits by `temperature`: above 1 softer, below 1 sharper; no prediction changes."
     if not 0 < temperature < np.inf: raise EvaluateError(f"temperature = {temperature} must be a number above 0.")
@@ -119,7 +119,7 @@ def with_temperature(probabilities, temperature: float) -> np.ndarray:
     e = np.exp(z - z.max(axis=1, keepdims=True))
     return e / e.sum(axis=1, keepdims=True)
 
-# %% ../nbs/07a_trust.ipynb #dfbd505e
+# %% ../nbs/07a_trust.ipynb #4ab8d268
 def fit_temperature(labels, probabilities) -> float:
     """The temperature, from 0.05 to 20, with the least loss on these rows: take validation rows (Guo and others 2017).
     1.0 where every row is right, for then any smaller one has a smaller loss, and the rows say nothing. Raises `EvaluateError`."""
@@ -132,7 +132,7 @@ def fit_temperature(labels, probabilities) -> float:
     if slope(0.05) >= 0: return 20.0
     return 0.05 if slope(20) <= 0 else 1 / brentq(slope, 0.05, 20)
 
-# %% ../nbs/07a_trust.ipynb #eebc599e
+# %% ../nbs/07a_trust.ipynb #dfbd505e
 def risk_coverage(labels, probabilities) -> dict:
     """For each threshold on the confidence, from the most confident rows down: the `coverage` (share of rows answered) and the `risk`
     (share of errors among them), arrays of one length. Rows of the same confidence are answered together. Raises `EvaluateError`."""
@@ -144,7 +144,7 @@ def risk_coverage(labels, probabilities) -> dict:
     return dict(threshold=confidence[order][last], coverage=answered / len(right), risk=errors / answered,
                 errors=errors, answered=answered)
 
-# %% ../nbs/07a_trust.ipynb #4bfa30f6
+# %% ../nbs/07a_trust.ipynb #88be0b11
 def plot_risk_coverage(labels, probabilities, ax=None, **style):
     "Risk against coverage, with a 95 % interval for each single point. Returns the axes. Raises `EvaluateError`."
     import matplotlib.pyplot as plt
@@ -156,10 +156,10 @@ def plot_risk_coverage(labels, probabilities, ax=None, **style):
     ax.set(xlabel="coverage (share of texts answered)", ylabel="risk (errors among them)", xlim=(0, 1.01), ylim=(0, None))
     return ax
 
-# %% ../nbs/07a_trust.ipynb #8cdbb58d
+# %% ../nbs/07a_trust.ipynb #50b9414d
 THRESHOLDS = (0.0, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.98, 0.99, 0.995, 0.998, 0.999)
 
-# %% ../nbs/07a_trust.ipynb #b23261ff
+# %% ../nbs/07a_trust.ipynb #a0c7c521
 def safe_threshold(
     labels, probabilities,      # (N,) and (N, C): rows that chose nothing else, such as the validation split
     risk: float,                # wanted: at most this share of errors among the answered texts
@@ -186,7 +186,7 @@ def safe_threshold(
         best = dict(threshold=float(threshold), answered=n, errors=errors, coverage=n / len(right), bound=bound)
     return best
 
-# %% ../nbs/07a_trust.ipynb #c6561ab5
+# %% ../nbs/07a_trust.ipynb #b23261ff
 def _ask(predict_proba, texts) -> np.ndarray:
     "Probabilities (N, C) of the `texts`, checked."
     texts = list(texts)
@@ -201,7 +201,7 @@ def _ask_both(predict_proba, texts, changed) -> tuple:
         raise EvaluateError(f"There are {len(texts)} texts and {len(changed)} changed ones: give one for each.")
     return _ask(predict_proba, texts), _ask(predict_proba, changed)
 
-# %% ../nbs/07a_trust.ipynb #fc5dd2f7
+# %% ../nbs/07a_trust.ipynb #d46ad7d6
 def flips(predict_proba, texts, changed) -> np.ndarray:
     "Invariance: True for each of the `texts` (N,) whose `changed` form gets another prediction. Raises `EvaluateError`."
     before, after = _ask_both(predict_proba, texts, changed)
@@ -221,7 +221,7 @@ def misses(predict_proba, texts, label: int) -> np.ndarray:
     check_codes("label", [label], p.shape[1])
     return p.argmax(axis=1) != label
 
-# %% ../nbs/07a_trust.ipynb #8019866e
+# %% ../nbs/07a_trust.ipynb #fdfe109b
 def failure_table(failures) -> list[dict]:
     "`failures`: name of a test → (N,) True where it failed. Rows: test, n, failed, rate, 95 % interval. Raises `EvaluateError`."
     rows = []
@@ -231,7 +231,7 @@ def failure_table(failures) -> list[dict]:
                          interval=wilson_interval(int(failed.sum()), len(failed))))
     return rows
 
-# %% ../nbs/07a_trust.ipynb #b99e352d
+# %% ../nbs/07a_trust.ipynb #8bf9a5be
 def fill(template: str, **slots) -> list[str]:
     "All texts that `template` makes, such as `fill('I {verb} it.', verb=['like', 'love'])`; the last slot changes fastest."
     from itertools import product
@@ -241,7 +241,7 @@ def fill(template: str, **slots) -> list[str]:
     if single: raise EvaluateError(f"The slot {single[0]!r} is given one text; give a list of words, also of one.")
     return [template.format(**dict(zip(slots, words))) for words in product(*slots.values())]
 
-# %% ../nbs/07a_trust.ipynb #91ab5c26
+# %% ../nbs/07a_trust.ipynb #42a37f91
 def with_typo(texts, seed: int = 0) -> list[str]:
     "Each text with two neighbouring letters swapped inside one of its words; the same text where no word has four different letters."
     rng, changed = np.random.default_rng(seed), []
@@ -251,7 +251,7 @@ def with_typo(texts, seed: int = 0) -> list[str]:
         changed.append(text[:i] + text[i + 1] + text[i] + text[i + 2:] if places else text)
     return changed
 
-# %% ../nbs/07a_trust.ipynb #a71c1bbf
+# %% ../nbs/07a_trust.ipynb #f36b8a43
 def _tokens(text: str) -> list[str]:
     "Words, marks and runs of blanks of `text` as they stand, and its first and last one with ^ and $."
     tokens = re.findall(r"\w+|[^\w\s]|\n|  +", text)
@@ -265,7 +265,7 @@ def _bits(there: np.ndarray, total: np.ndarray) -> np.ndarray:
     with np.errstate(divide="ignore", invalid="ignore"): part = np.where(both > 0, both * np.log2(both / expected), 0)
     return part.sum(axis=(0, 2)) / total.sum()
 
-# %% ../nbs/07a_trust.ipynb #9db3db19
+# %% ../nbs/07a_trust.ipynb #0c9a7d78
 def telling_tokens(
     texts, labels,      # (N,) texts and positions of their classes
     label_names,        # C names

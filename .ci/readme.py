@@ -71,15 +71,15 @@ def distinct_words(texts: list, n: int = 10_000) -> float:
     return mean(len(set([word for text in shuffled for word in normalise(text).split()][:n])) for shuffled in shuffles)
 
 
-def cross_validated(name: str) -> float:
-    "Accuracy of TF-IDF with logistic regression in five folds of the training split: no test row is looked at."
+def cross_validated(name: str):
+    "Accuracies (5,) of TF-IDF with logistic regression in five folds of the training split: no test row is looked at."
     from sklearn.feature_extraction.text import TfidfVectorizer
     from sklearn.linear_model import LogisticRegression
     from sklearn.model_selection import StratifiedKFold, cross_val_score
     from sklearn.pipeline import make_pipeline
     train = load_task(name).train
     model = make_pipeline(TfidfVectorizer(ngram_range=(1, 2), sublinear_tf=True), LogisticRegression(C=10, max_iter=1000))
-    return cross_val_score(model, train["text"][:], train["label"][:], cv=StratifiedKFold(5, shuffle=True, random_state=0)).mean()
+    return cross_val_score(model, train["text"][:], train["label"][:], cv=StratifiedKFold(5, shuffle=True, random_state=0))
 
 
 def second_reading(name: str, column: str) -> str:
@@ -105,7 +105,7 @@ def texts() -> str:
         put("different words in 10,000", f"{distinct_words([row['text'] for row in read]):,.0f}")
         put("second reading: same label", second_reading(name, "label"))
         put("second reading: same tag", f"`{TAGS[name]}`: {second_reading(name, 'tag')}" if name in TAGS else "-")
-        put("TF-IDF, five folds of training", f"{cross_validated(name):.2f}")
+        put("TF-IDF, five folds of training", f"{cross_validated(name).mean():.2f}")
     first, *others = ("| " + " | ".join([title, *values]) + " |" for title, values in rows.items())
     return "\n".join([first, "|---" * (len(FILES) + 1) + "|", *others])
 

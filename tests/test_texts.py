@@ -1,7 +1,6 @@
 """The texts written for this course: form, variety, splits, the second reading, and what their cards say of them."""
 import csv
 import os
-import random
 import re
 from collections import Counter
 from functools import lru_cache
@@ -9,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from readme import cross_validated, distinct_words      # .ci/readme.py, which writes the cards
 
 from tutorial_clf.data import load_task, near_duplicates, normalise
 from tutorial_clf.profile import shipped
@@ -124,15 +124,6 @@ def test_no_test_text_was_seen_before(task):
         == {(row["text"], row["label"], row["split"]) for row in rows}
 
 
-def distinct_words(texts, n=10_000, draws=10):
-    "How many different words `n` running words hold, on average over shuffles; fewer running words where there are not so many."
-    counts = []
-    for seed in range(draws):
-        texts = random.Random(seed).sample(texts, len(texts))
-        counts.append(len(set([word for text in texts for word in normalise(text).split()][:n])))
-    return np.mean(counts)
-
-
 @each_file
 def test_vocabulary_is_as_rich_as_that_of_real_sentences(name):
     if not (REAL / "sst2.train").is_file(): pytest.skip(f"{REAL.name}/sst2.train is not there: set TUTORIAL_CLF_REAL_DATA to the folder with it")
@@ -145,13 +136,6 @@ def test_vocabulary_is_as_rich_as_that_of_real_sentences(name):
 
 
 def test_reviews_are_neither_trivial_nor_hopeless():
-    from sklearn.feature_extraction.text import TfidfVectorizer
-    from sklearn.linear_model import LogisticRegression
-    from sklearn.model_selection import StratifiedKFold, cross_val_score
-    from sklearn.pipeline import make_pipeline
-    train = [row for row in rows_of("reviews") if row["split"] == "train" and row["label"] != "neutral"]
-    model = make_pipeline(TfidfVectorizer(ngram_range=(1, 2), sublinear_tf=True), LogisticRegression(C=10, max_iter=1000))
-    folds = StratifiedKFold(5, shuffle=True, random_state=0)
-    scores = cross_val_score(model, [row["text"] for row in train], [row["label"] for row in train], cv=folds)
+    scores = cross_validated("reviews")
     print(f"TF-IDF + logistic regression, 5 folds of the training split: {np.mean(scores):.3f} ({min(scores):.3f} to {max(scores):.3f})")
     assert 0.65 <= np.mean(scores) <= 0.9

@@ -84,6 +84,9 @@ def test_predict_texts_and_files_agree(done):
     assert [row["predicted"] for row in rows] == [line[0] for line in lines]
     assert all(abs(float(row["probability"]) - float(line[1])) < 1e-3 for row, line in zip(rows, lines))
     assert clf(folder, "predict", "runs/latest", "mine.csv", "--text", "review").stdout.splitlines()[0] == "id,review,predicted,probability"
+    short = clf(folder, "predict", "runs/latest", *texts, "--precision", "int8")
+    assert short.returncode == 0 and not short.stderr, short.stderr
+    assert all(abs(float(a.split("\t")[1]) - float(b[1])) < 0.1 for a, b in zip(short.stdout.splitlines(), lines))
 
 
 def test_own_file_with_options(tmp_path):
@@ -114,9 +117,10 @@ def test_duplicates_are_scored_both_ways(tmp_path):
 
 
 @pytest.mark.parametrize("words, hint", [
-    (["finetune", "--profile", "fast"], "smoke"), (["finetune", "--task", "reviewz"], "reviews"), (["finetune", "--epochs", "0"], "epochs"),
+    (["finetune", "--profile", "smoky"], "smoke"), (["finetune", "--task", "reviewz"], "reviews"), (["finetune", "--epochs", "0"], "epochs"),
     (["finetune", "--model", "no/such-model"], "minilm"), (["finetune", "--device", "cuda"], "cpu"), (["finetune", "--task", "gone.csv"], "gone.csv"),
-    (["predict", "runs/nothing", "a text"], "runs/latest"), (["predict", "runs/nothing", "a text", "--out", "x.csv"], "--out")])
+    (["predict", "runs/nothing", "a text"], "runs/latest"), (["predict", "runs/nothing", "a text", "--out", "x.csv"], "--out"),
+    (["predict", "runs/nothing", "a text", "--precision", "int4"], "float32, bf16, int8")])
 def test_a_mistake_gives_one_sentence(tmp_path, words, hint):
     run = clf(tmp_path, *words)
     assert run.returncode == 2 and len(run.stderr.strip().splitlines()) == 1 and hint in run.stderr, run.stderr

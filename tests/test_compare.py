@@ -1,10 +1,12 @@
 """Paired bootstrap, power, several comparisons, several seeds: closed forms and simulation; bad input."""
+import warnings
 from statistics import NormalDist
 
 import numpy as np
 import pytest
 from scipy.stats import binom, binomtest
-from sklearn.metrics import f1_score, log_loss
+from sklearn.exceptions import UndefinedMetricWarning
+from sklearn.metrics import f1_score, log_loss, precision_score
 
 from tutorial_clf.compare import _redrawn_runs, compare_methods, holm, paired_bootstrap, power, rows_to_see, seed_spread
 from tutorial_clf.evaluate import EvaluateError, paired_test
@@ -41,6 +43,42 @@ def test_any_metric_of_sklearn():
 def test_equal_answers_are_no_evidence():
     found = paired_bootstrap([0, 1, 1], [0, 1, 0], [0, 1, 0], accuracy)
     assert found["p"] == 1 and found["interval"] == (0, 0) and found["difference"] == 0
+
+
+def rare(n=60, seed=0):
+    "Labels with three rows of class 1, and the answers of two classifiers, which name it three times each."
+    labels, a, b = np.zeros((3, n), int)
+    labels[:3], a[1:4], b[2:5] = 1, 1, 1
+    return labels, a, b
+
+
+def test_a_metric_is_left_out_where_it_is_not_defined(recwarn):
+    "Precision without a positive answer: scikit-learn makes it 0 and warns; here such a draw is no draw, and nothing is said a thousand times."
+    labels, a, b = rare()
+    found = paired_bootstrap(labels, a, b, precision_score, draws=400)
+    assert not recwarn.list and found["difference"] == pytest.approx(1 / 3)
+    def far(y, answers):                                                      # a thousand where it is not defined: 5 % of the draws
+        if not answers.any(): warnings.warn("no answer", UndefinedMetricWarning)
+        return answers.mean() if answers.any() else 1000
+    assert max(map(abs, paired_bootstrap(labels, a, b, far, draws=400)["interval"])) < 1
+    def said(y, answers): return 0.0 if not answers.any() else 1000 * far(y, answers)                # its own number is taken as it is
+    assert paired_bootstrap(labels, a, b, said, draws=400)["interval"][1] > 1
+    assert paired_bootstrap([0] * 4 + [1] * 6, np.full((10, 2), 0.5), np.full((10, 2), 0.5), log_loss, draws=100)["difference"] == 0
+
+
+def test_an_undefined_swap_is_no_evidence():
+    "A alone names class 1: swap that row and B's precision is defined instead of A's; p must not come from the swaps that are left."
+    labels, answers = np.array([1, 0, 1, 0] * 10), np.zeros(40)
+    metric = lambda y, x: float("nan") if x.sum() not in (0, 20) else x.mean()
+    a, b = (labels == 1).astype(int), np.zeros(40, int)
+    with pytest.raises(EvaluateError, match="not defined"): paired_bootstrap(labels, a, b, metric, draws=50)
+    some = lambda y, x: float("nan") if x.sum() not in (0, 20) and len(set(zip(y.tolist(), x.tolist()))) == 3 and y.sum() == 20 else x.mean()
+    assert paired_bootstrap(labels, a, b, some, draws=99)["p"] == 1 and paired_bootstrap(labels, a, b, lambda y, x: x.mean(), draws=99)["p"] < 0.05
+
+
+def test_a_metric_that_stops_is_refused_with_its_reason():
+    with pytest.raises(EvaluateError, match="not defined on these rows: .*no predicted samples.*[^.]\\.$"): paired_bootstrap([0, 1, 1], [0, 0, 0], [0, 1, 1], precision_score)
+    with pytest.raises(EvaluateError, match="not defined on these rows: .*only one label"): paired_bootstrap([1, 1], [[0.5, 0.5]] * 2, [[0.5, 0.5]] * 2, log_loss)
 
 
 def test_paired_bootstrap_covers_and_raises_few_false_alarms():
@@ -136,6 +174,13 @@ def test_redrawn_seeds_spread_as_their_mean_does(seeds):
     assert np.isclose(spread, runs[:, 0].std(ddof=1) / seeds**0.5, rtol=0.02)
 
 
+def test_seeds_and_methods_redraw_the_same_rows():
+    "The same draws for both functions: a method against one that is always wrong has the interval of the method alone."
+    right = np.random.default_rng(0).random((4, 80)) < 0.7
+    alone, against = seed_spread(right, draws=500, seed=3), compare_methods(right, np.zeros((1, 80)), draws=500, seed=3)
+    assert against["difference"] == alone["accuracy"] and np.allclose(against["interval"], alone["interval"])
+
+
 def test_seed_spread_by_hand():
     found = seed_spread([[1, 1, 0, 0], [1, 1, 1, 1]])
     assert found["accuracy"] == 0.75 and np.isclose(found["between_seeds"], 0.5 / 2**0.5)
@@ -147,7 +192,8 @@ def test_seed_spread_by_hand():
     lambda: paired_bootstrap([0, 1], [0, 1], [0, float("nan")], accuracy), lambda: paired_bootstrap([0, 1], [0, 1], [0, 1], accuracy, draws=0),
     lambda: paired_bootstrap([0, 1], [0, 1], [0, 1], accuracy, level=95), lambda: paired_bootstrap([0, 1], [0, 1], [0, 1], lambda y, a: float("nan")),
     lambda: power(100, 0.2, 0.1), lambda: power(100, 0.1, 0), lambda: power(100, 0.1, 1.5), lambda: power(100, 0.1, 0.2, level=5), lambda: power(0, 0.1, 0.2), lambda: power([5, -1], 0.1, 0.2),
-    lambda: power(100, float("nan"), 0.2), lambda: rows_to_see(0, 0.1), lambda: rows_to_see(0.01, 0.1, wanted=1), lambda: rows_to_see(0.01, 0.1, wanted=0.01),
+    lambda: power(100, float("nan"), 0.2), lambda: power(None, 0.1, 0.2), lambda: power("many", 0.1, 0.2), lambda: power([[1, 2], [3]], 0.1, 0.2), lambda: power(100, None, 0.2), lambda: power(100, 0.1, "0.2"),
+    lambda: power(100, 0.1, 0.2, level=None), lambda: rows_to_see(None, 0.1), lambda: rows_to_see(0.01, 0.1, wanted=None), lambda: compare_methods([[1, 0]], [[1, 0]], level=95), lambda: seed_spread([[1, 0]] * 2, draws=0), lambda: rows_to_see(0, 0.1), lambda: rows_to_see(0.01, 0.1, wanted=1), lambda: rows_to_see(0.01, 0.1, wanted=0.01),
     lambda: holm([]), lambda: holm([0.5, 1.5]), lambda: holm([0.5, float("nan")]), lambda: holm(["a"]),
     lambda: compare_methods([[1, 0]], [[1, 0, 1]]), lambda: compare_methods([], [[1, 0]]), lambda: compare_methods([[1, 2]], [[1, 0]]), lambda: compare_methods([[1, 0]], [["a", "b"]]),
     lambda: seed_spread([]), lambda: seed_spread([1, 0, 1]), lambda: seed_spread([[1, 0, 1]]), lambda: seed_spread([[0.5, float("nan")], [1, 0]]), lambda: seed_spread([[1, 0], [1]])])

@@ -236,7 +236,7 @@ def test_refused_in_one_sentence(case, tmp_path):
     message = str(error.value)
     assert "\n" not in message and message.endswith((".", "?")) and "; " in message, message
     assert all(piece in message for piece in said), message
-    assert not list(tmp_path.glob("cache/*.part"))
+    assert not [path.name for path in tmp_path.glob("cache/*") if path.suffix != ".arrow" or path.name.startswith(".")]
 
 
 def test_parquet_rows_are_counted(tmp_path):
@@ -404,6 +404,39 @@ def test_groups_stay_together_and_near_the_shares():
     assert (parts == split_groups(labels, groups)).all() and (parts != split_groups(labels, groups, seed=1)).any()
 
 
+def test_mixed_groups_are_counted_label_by_label():
+    "Each group has rows of several labels, and its first row tells nothing about them: shares by label hold all the same."
+    rng = np.random.default_rng(0)
+    groups = np.repeat(np.arange(400), rng.integers(1, 9, 400))
+    labels = rng.integers(0, 4, len(groups))
+    for seed in range(5):
+        parts = split_groups(labels, groups, seed=seed)
+        assert all(len(set(parts[groups == group])) == 1 for group in range(400))
+        for label in range(4): assert np.allclose(np.bincount(parts[labels == label], minlength=3) / (labels == label).sum(), (0.6, 0.15, 0.25), atol=0.02), (seed, label)
+    names = np.array(["d", "a", "c", "b"])[labels]                       # labels may be names, shares any numbers
+    assert (split_groups(names, groups, (12, 3, 5), seed=4) == split_groups(np.unique(names, return_inverse=True)[1], groups, seed=4)).all()
+
+
+def test_another_seed_deals_large_groups_otherwise():
+    "Sizes 1 to 60, each once: dealt in a fixed order to the split that lacks most, they would lie the same way for every seed."
+    size = np.arange(1, 61)
+    groups, labels = np.repeat(np.arange(60), size), np.repeat(np.arange(60) % 2, size)
+    parts = np.array([split_groups(labels, groups, seed=seed)[np.cumsum(size) - 1] for seed in range(200)])      # (seed, group)
+    for group in range(40, 60):
+        shares = np.bincount(parts[:, group], minlength=3) / 200
+        assert np.allclose(shares, (0.6, 0.15, 0.25), atol=0.15), (group, shares)
+    rows = np.array([[size[row == part].sum() for part in range(3)] for row in parts]) / size.sum()
+    assert np.abs(rows - (0.6, 0.15, 0.25)).max() < 0.01
+
+
+def test_a_group_that_fits_nowhere_goes_where_it_overdraws_least():
+    assert set(split_groups([0] * 10 + [1] * 3, [7] * 10 + [1, 2, 3])[:10].tolist()) == {0}
+    for seed in range(9):                                                # of 60, 15 and 25 places: 50 fit into train alone, then 30 nowhere
+        train, validation, test = np.bincount(split_groups([0] * 100, [0] * 50 + [1] * 30 + list(range(2, 22)), seed=seed))
+        assert test == 30 and 50 < train <= 60 and 0 < validation <= 15
+    assert len(split_groups([], [])) == 0
+
+
 # Docstrings ----------------------------------------------------------------------------------------------------------
 
 def test_docstrings_are_masked_grouped_and_repeatable(cache, tmp_path, monkeypatch):
@@ -454,6 +487,29 @@ def test_a_cache_that_cannot_be_written(tmp_path, monkeypatch):
     monkeypatch.setattr(files.tempfile, "tempdir", str(tmp_path))
     assert load_task(write(tmp_path, "a.csv", GOOD)).name == "a"
     assert len(list(tmp_path.glob("tutorial_clf-*/*.arrow"))) == 1
+
+
+@pytest.mark.skipif(not hasattr(os, "getuid"), reason="folders of other users are told apart on Unix")
+def test_a_full_disk_sends_the_cache_to_the_next_folder_and_leaves_nothing(tmp_path, monkeypatch):
+    full, started = tmp_path / "full", []
+    monkeypatch.setattr(files, "_cache_folders", lambda: iter([full, tmp_path / "free"]))
+    def build(path):
+        started.append(path.parent.name)
+        path.write_text("half of it")
+        if path.parent == full: raise OSError(28, "No space left on device")
+    assert files.cached("x.arrow", build) == tmp_path / "free" / "x.arrow" and started == ["full", "free"] and not list(full.iterdir())
+    monkeypatch.setattr(files, "_cache_folders", lambda: iter([full]))
+    with pytest.raises(DataError, match=r"y.arrow: nothing can be written .*No space left on device.*; free some space"): files.cached("y.arrow", build)
+    def taken(path):
+        (full / "z.arrow").write_text("whole")                                                     # by another process, and in use
+        raise PermissionError(13, "in use")
+    assert files.cached("z.arrow", taken).read_text() == "whole"
+
+
+def test_nothing_is_built_for_a_folder_that_cannot_be_written(tmp_path, monkeypatch):
+    monkeypatch.setattr(files, "_cache_folders", lambda: iter([tmp_path / "locked"]))
+    monkeypatch.setattr(files.Path, "touch", lambda path, *_, **__: (_ for _ in ()).throw(PermissionError(13, "Permission denied")))
+    with pytest.raises(DataError, match="Permission denied"): files.cached("x.arrow", lambda path: pytest.fail("half an hour of work for nothing"))
 
 
 # The Hub without a network -------------------------------------------------------------------------------------------
@@ -634,11 +690,22 @@ def test_a_token_budget_wastes_little_and_evens_out_the_batches():
     (dict(), "no limit"), (dict(batch_size=0), "batch_size is 0"), (dict(batch_size=-4), "batch_size is -4"), (dict(batch_size=2.5), "batch_size is 2.5"),
     (dict(tokens=0), "tokens is 0"), (dict(tokens="many"), "tokens is 'many'"), (dict(tokens=8), "row 1: 9 tokens do not fit into a batch of 8"),
     (dict(lengths=[[1, 2]], batch_size=2), "lengths"), (dict(lengths=[1.5], batch_size=2), "lengths"), (dict(lengths=[3, -1], batch_size=2), "lengths"),
-    (dict(lengths=["a text"], batch_size=2), "lengths"), (dict(lengths=[float("nan")], tokens=2), "lengths")], ids=str)
+    (dict(lengths=["a text"], batch_size=2), "lengths"), (dict(lengths=[float("nan")], tokens=2), "lengths"),
+    (dict(batch_size=2, seed=-1), "seed is -1"), (dict(batch_size=2, seed=True), "seed is True"), (dict(batch_size=2, seed=0.5), "seed is 0.5"),
+    (dict(batch_size=True), "batch_size is True")], ids=str)
 def test_batches_refuse_in_one_sentence(arguments, said):
     with pytest.raises(DataError) as error: length_batches(**{"lengths": [5, 9]} | arguments)
     message = str(error.value)
     assert said in message and message.startswith("length_batches") and "; " in message and message.endswith(".") and "\n" not in message
+
+
+@pytest.mark.parametrize("batches, width, said", [([], None, "no tokens"), ([[0, 1], []], None, "batch 1: there is no row"), ([[2]], None, "no tokens"),
+                                                  ([[0], [1]], 8, "batch 1: a text of 9 tokens is wider than 8")], ids=str)
+def test_padding_is_refused_where_there_are_no_places(batches, width, said):
+    with pytest.raises(DataError) as error: padding_share([5, 9, 0], batches, width)
+    message = str(error.value)
+    assert said in message and message.startswith("padding_share") and "; " in message and message.endswith(".") and "\n" not in message
+    assert padding_share([5, 9, 0], iter([[0, 2], [1]])) == pytest.approx(5 / 19) and padding_share([5, 9], [[0], [1]], 10) == pytest.approx(6 / 20)
 
 
 def test_many_rows_are_batched_in_time_that_grows_with_their_number():

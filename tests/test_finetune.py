@@ -380,7 +380,7 @@ from test_finetune import PLAIN, processes_task
 from tutorial_clf.finetune import fine_tune
 
 torch.set_num_threads(1)
-clf = fine_tune(processes_task(), model={model!r}, folder={folder!r}, **dict(PLAIN, epochs=2, batch_size=5))
+clf = fine_tune(processes_task(), model={model!r}, folder={folder!r}, **dict(PLAIN, epochs=2, batch_size=5, freeze={freeze!r}))
 clf.save({folder!r} + "-saved")
 if torch.distributed.is_initialized(): torch.distributed.destroy_process_group()
 with open({folder!r} + "-" + os.environ.get("RANK", "0") + ".json", "w") as file: json.dump(dict(losses=clf.losses, history=clf.history), file)
@@ -397,14 +397,15 @@ def processes_task():
     return Task("two", ["no", "yes"], train=rows(16), validation=rows(7), test=rows(2), card={})
 
 
-def test_two_processes_give_the_losses_of_one(steady, tmp_path):
+@pytest.mark.parametrize("freeze", ["none", "1"])
+def test_two_processes_give_the_losses_of_one(freeze, steady, tmp_path):
     """`accelerate launch` with the script as it is: same losses, one folder written once, one bar.
 
     (Its --cpu starts a single process whatever --num_processes says; --multi_gpu starts two, and the profile puts them on the CPU.)
     """
     def result(name, *launcher):
         script = tmp_path / f"{name}.py"
-        script.write_text(PROCESSES.format(tests=str(Path(__file__).parent), model=str(steady()), folder=str(tmp_path / name)))
+        script.write_text(PROCESSES.format(tests=str(Path(__file__).parent), model=str(steady()), folder=str(tmp_path / name), freeze=freeze))
         done = subprocess.run([sys.executable, *launcher, str(script)], capture_output=True, text=True, timeout=110, env=os.environ | {"OMP_NUM_THREADS": "1"})
         assert done.returncode == 0, done.stderr[-3000:]
         return [json.loads(path.read_text()) for path in sorted(tmp_path.glob(f"{name}-?.json"))], done.stdout, done.stderr

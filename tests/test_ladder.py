@@ -80,6 +80,36 @@ def test_the_chosen_settings_are_those_with_the_lowest_validation_loss(climb, to
     assert averaged["learning_rate"] == both["learning_rate"] and averaged["seeds"] == [1, 2] and averaged["best_epoch"][0] == both["best_epoch"]
 
 
+def test_all_that_was_tried_is_reported(climb, toy_task):
+    chosen = climb(toy_task(train=60, validation=30, test=9), rungs=("fine-tuned",))[0]["chosen"]
+    assert [one["settings"] for one in chosen["tried"]] == TRIES["fine-tuned"] and all(set(one) == {"settings", "epoch", "validation_loss", "validation_accuracy"} for one in chosen["tried"])
+    assert chosen["validation_loss"] == min(one["validation_loss"] for one in chosen["tried"])
+
+
+def test_a_try_may_set_any_key_of_the_profile(monkeypatch, toy_task):
+    asked = []
+    def run(start, model, seed, settings):
+        asked.append(settings)
+        return None, {"epoch": 1, "validation_loss": 1 / (1 + len(asked)), "validation_accuracy": 0.5}
+    monkeypatch.setattr(module, "_run", run)
+    start = module.begin(toy_task(), load_profile("smoke"), (1,), {"fine-tuned": [{}, {"precision": "bf16", "freeze": "embeddings", "batch_size": 32}]})[0]
+    best = module.best_run(start, "fine-tuned", "minilm")
+    assert module._chosen(start, "fine-tuned", best) | {"tried": None} == {"precision": "bf16", "freeze": "embeddings", "batch_size": 32, "best_epoch": 1, "validation_loss": 1 / 3, "tried": None}
+    module.best_run(start, "from scratch", "folder")
+    assert asked[1] == {"precision": "bf16", "freeze": "embeddings", "batch_size": 32} and all(module.ALL_WEIGHTS.items() <= settings.items() for settings in asked[2:])
+
+
+def test_from_scratch_trains_all_weights_whatever_the_profile_says(checkpoint, toy_task, tmp_path):
+    model = str(checkpoint("bert"))
+    profile = load_profile("smoke", model=model, freeze="1", layer_decay=0.5, batch_size=8)
+    start = module.begin(toy_task(), profile, (1,), {"from scratch": [{"learning_rate": 1e-3}], "fine-tuned": [{"learning_rate": 1e-3}]})[0]
+    module.scratch(start), module.tuned(start)
+    def kept(name, folder):
+        before, after = load_encoder(folder).state_dict(), start.runs[name]["clf"].model.bert.state_dict()
+        return {key for key in before if key.endswith(("word_embeddings.weight", "query.weight")) and before[key].equal(after[key])}
+    assert kept("from scratch", from_scratch(tmp_path, model, 1)) == set() and len(kept("fine-tuned", model)) == 2
+
+
 def test_poisoned_test_rows_change_no_choice(climb, toy_task, rungs):
     task = toy_task(train=60, validation=30, test=45)
     labels = np.array(task.test["label"])
@@ -127,6 +157,16 @@ def test_frozen_is_logistic_regression_on_the_embedding(checkpoint, toy_task):
     encoder, questions = (load_tokenizer(model), load_encoder(model)), ["the bad soup", "a good film"]
     by_hand = LogisticRegression(C=fitted.chosen["C"], max_iter=5000).fit(embed(texts, encoder, max_length=64).astype(float), labels)
     assert np.allclose(fitted.predict(questions), by_hand.predict_proba(embed(questions, encoder, max_length=64).astype(float)), atol=1e-4)
+
+
+def test_the_search_for_C_stops_once_the_loss_rises():
+    "Labels by coin: the freer the weights, the worse; where words tell the label, the freer the better."
+    rng = np.random.default_rng(0)
+    features, coin, signal = rng.normal(size=(200, 20)), rng.integers(0, 2, 200), np.arange(200) % 2
+    tried = module.validation_losses(features[:100], coin[:100], features[100:], coin[100:], 2)
+    assert list(tried) == list(module.GRID[:len(tried)]) and len(tried) < len(module.GRID) and list(tried.values())[-1] > min(tried.values())
+    told = features + 9 * signal[:, None]
+    assert list(module.validation_losses(told[:100], signal[:100], told[100:], signal[100:], 2)) == list(module.GRID)
 
 
 def test_from_scratch_has_the_shape_and_other_weights(checkpoint, tmp_path):
@@ -186,7 +226,9 @@ def test_withheld_labels_are_refused(toy_task):
     (dict(seeds=()), "the seeds are \\(\\); give at least one"),
     (dict(seeds=(1, 1)), "the seeds are \\(1, 1\\); give at least one, each of them once"),
     (dict(tries={"fine tuned": [{}]}), "tries for 'fine tuned' .* from scratch or fine-tuned"),
-    (dict(tries={"fine-tuned": []}), "give at least one dictionary of settings")])
+    (dict(tries={"fine-tuned": []}), "give at least one dictionary of settings"),
+    (dict(tries={"from scratch": [{}, {"freeze": "embeddings"}]}), "a try for 'from scratch' sets freeze; leave it out"),
+    (dict(tries={"fine-tuned": [{"seed": 3}]}), "a try for 'fine-tuned' sets seed; leave it out")])
 def test_wrong_arguments_end_in_one_sentence(toy_task, wrong, said):
     with pytest.raises(EvaluateError, match=said) as caught: ladder(toy_task(), "smoke", **dict(rungs=CHEAP) | wrong)
     assert "\n" not in str(caught.value) and str(caught.value).startswith("toy: ")
@@ -194,6 +236,7 @@ def test_wrong_arguments_end_in_one_sentence(toy_task, wrong, said):
 
 def test_errors_from_below_come_through(toy_task):
     with pytest.raises(ProfileError, match="epoch"): ladder(toy_task(), "smoke", rungs=CHEAP, epoch=3)
+    with pytest.raises(ProfileError, match="learning_rat"): ladder(toy_task(), "smoke", rungs=CHEAP, tries={"fine-tuned": [{"learning_rat": 1e-4}]})       # before anything is trained
     with pytest.raises(ModelError): ladder(toy_task(), "smoke", rungs=("frozen encoder",), model="no/such folder/")
 
 
@@ -222,6 +265,7 @@ def test_judge_agrees_with_its_parts():
     assert [step["verdict"] for step in steps] == ["better", "not shown", "worse"]
     assert [(step["only_this"], step["only_below"]) for step in steps] == [(test["only_a"], test["only_b"]) for test in tests]
     assert judged[3]["against"]["a"]["p"] == paired_test(labels, given["d"].argmax(1), given["a"].argmax(1))["p"] and judged[3]["against"]["c"]["p"] == steps[2]["p"]
+    for rung in judged[1:]: assert list(rung["against"].values())[-1] == {key: rung["better_than_below"][key] for key in ("difference", "interval", "p")}
     card = score_card(labels, given["b"], ["x", "y", "z"])
     assert all(judged[1][key] == card[key] for key in ("n", "accuracy", "accuracy_interval", "macro_f1", "macro_f1_interval"))
     right = (given["b"].argmax(1) == 0)
@@ -276,15 +320,15 @@ def test_without_duplicates_judges_the_rows_that_are_alone(toy_task):
 
 # ---- table and picture
 
-def test_table_has_at_most_100_columns(rungs):
+def test_table_has_at_most_76_columns(rungs):
     shown = show_ladder(rungs)
-    assert max(map(len, shown.splitlines())) <= 100 and all(shown.count(name) >= 2 for name in RUNGS)
+    assert max(map(len, shown.splitlines())) <= 76 and all(shown.count(name) >= 2 for name in RUNGS)
     wide = [rung | {"train_seconds": 123456.7, "texts_per_second": 9.99e7, "megabytes": 1234.5, "log_loss": 12.345, "log_loss_interval": [10.5, 14.25],
                     "chosen": {"learning_rate": 0.00012, "epochs": 10, "weight_decay": 0.01, "warmup": 0.06, "best_epoch": [10, 10, 10]},
                     "without_duplicates": {key: rung[key] for key in ("n", "accuracy", "accuracy_interval", "macro_f1", "macro_f1_interval", "better_than_below")}}
             for rung in rungs]
     shown = show_ladder(wide)
-    assert max(map(len, shown.splitlines())) <= 100 and "without duplicates" in shown and "123 k" in shown and "99.9 M" in shown
+    assert max(map(len, shown.splitlines())) <= 76 and "without duplicates" in shown and "123 k" in shown and "99.9 M" in shown
     for rung in rungs: assert f"{rung['accuracy']:.3f} ({rung['accuracy_interval'][0]:.3f}-{rung['accuracy_interval'][1]:.3f})" in show_ladder(rungs)
 
 
@@ -359,6 +403,16 @@ def test_validation_is_cut_by_groups(lesson, public):
     "A training row that is repeated does not come to stand on both sides."
     with open(public / "trec.train", "a", encoding="latin-1") as file: file.writelines(f"{i % 6} {text}\n" for i, text in [(0, "what is the capital of this large country")] * 30)
     assert lesson["public_task"]("trec", public).card["duplicates"]["validation"] == {"exact": 0, "near": 0}
+
+
+def test_repeated_test_rows_are_scored_both_ways_and_grouped_messages_have_none(lesson, public, monkeypatch):
+    climb = lambda name: ladder(lesson["public_task"](name, public), "smoke", rungs=CHEAP, train_rows=0, eval_rows=0)
+    known = (public / "trec.train").read_text(encoding="latin-1").splitlines(keepends=True)[:4]
+    with open(public / "trec.test", "a", encoding="latin-1") as file: file.writelines(known)
+    assert all(rung["n"] == 16 and rung["without_duplicates"]["n"] == 12 for rung in climb("trec"))
+    assert all(rung["without_duplicates"] is None for rung in climb("sms"))
+    monkeypatch.setitem(lesson, "near_groups", lambda texts: np.arange(len(texts)))                       # cut by row, repeats come apart
+    assert all(0 < rung["without_duplicates"]["n"] < rung["n"] for rung in climb("sms"))
 
 
 @pytest.mark.parametrize("name, rows", [("sst2", (6920, 872, 1821)), ("trec", (4907, 545, 500)), ("sms", 5574), ("banking77", (9002, 1001, 3080))])

@@ -216,9 +216,13 @@ def test_other_families(family, checkpoint, tmp_path):
 
 
 @posix
-def test_with_accumulation_and_frozen_layers(model, tmp_path):
-    settings = dict(micro_batch=3, freeze="1", epochs=2)
+@pytest.mark.parametrize("settings", [dict(micro_batch=3, freeze="1"), dict(layer_decay=0.5, precision="bf16"), dict(lora_rank=2, freeze="1")],
+                         ids=["frozen, in parts", "rates by depth, bf16 if there is", "low rank, frozen"])
+def test_with_parts_of_the_network_treated_otherwise(settings, model, tmp_path):
+    if "lora_rank" in settings: pytest.importorskip("peft")
+    settings = settings | dict(epochs=2)
     assert run(model, tmp_path / "run", kill=["step", STEPS + 3], **settings) is None
+    assert not any(name.startswith(".") for name in names(tmp_path / "run")), "a file of kept outputs is left"
     same_run(run(model, tmp_path / "run", **settings), run(model, None, **settings))
 
 

@@ -5,7 +5,7 @@ import sys
 import numpy as np
 import pytest
 
-from tutorial_clf.checks import DataError
+from tutorial_clf.checks import DataError, near_groups, tied_groups
 from tutorial_clf.splits import join_groups, out_of_sample, split_by_time, suspect_labels
 
 
@@ -30,6 +30,13 @@ def test_groups_are_joined_along_chains():
         assert len(set(zip(ours.tolist(), slow))) == len(set(ours.tolist())) == len(set(slow)), groups
     assert len(set(join_groups(["a", "b", "c"], [1, 2, 3]).tolist())) == 3 and set(join_groups([7, 7, 7]).tolist()) == {0}
     with pytest.raises(DataError, match="differ in length"): join_groups([1, 2], [1])
+
+
+def test_one_function_follows_ties():
+    "`near_groups` and `join_groups` both stand on it; no tie at all leaves every row by itself."
+    assert tied_groups([(0, 2), (2, 3)], 5).tolist() == [0, 1, 0, 0, 2] and tied_groups(np.zeros((0, 2), int), 3).tolist() == [0, 1, 2]
+    texts = ["a soup that was cold", "another text altogether", "A soup, that was cold!", "a soup that was cold again"]
+    assert len(set(near_groups(texts)[[0, 2, 3]])) == 1 and len(set(near_groups(texts))) == 2 and near_groups([]).tolist() == []
 
 
 # Time ----------------------------------------------------------------------------------------------------------------

@@ -4,8 +4,9 @@
 
 # %% auto #0
 __all__ = ['SPLITS', 'NEAR', 'NEAR_WORDS', 'NEAR_WORK', 'DataError', 'refuse', 'Task', 'label_numbers', 'split_rows', 'normalise',
-           'near_duplicates', 'near_groups', 'split_groups', 'duplicates', 'without_duplicates', 'row_place',
-           'check_texts', 'read_column', 'label_codes', 'check_classes', 'split_codes', 'cut_validation', 'assemble']
+           'near_duplicates', 'tied_groups', 'near_groups', 'split_groups', 'duplicates', 'without_duplicates',
+           'row_place', 'check_texts', 'read_column', 'label_codes', 'check_classes', 'split_codes', 'cut_validation',
+           'assemble']
 
 # %% ../nbs/02a_checks.ipynb #af530e3c
 import hashlib
@@ -198,13 +199,17 @@ def near_duplicates(
     return pairs[np.lexsort((pairs[:, 1], pairs[:, 0]))]
 
 # %% ../nbs/02a_checks.ipynb #4b37dadb
-def near_groups(texts) -> np.ndarray:
-    "Number of the group of each text: near-duplicates of near-duplicates belong together."
+def tied_groups(ties, n: int) -> np.ndarray:
+    "Number of the group of each of `n` rows, (n,): rows that a pair of `ties`, (pairs, 2), ties together, or a chain of them, share one."
     from scipy.sparse import coo_matrix
     from scipy.sparse.csgraph import connected_components
-    pairs = near_duplicates(texts)
-    links = coo_matrix((np.ones(len(pairs)), (pairs[:, 0], pairs[:, 1])), shape=(len(texts), len(texts)))
+    links = coo_matrix((np.ones(len(ties)), tuple(np.transpose(ties))), shape=(n, n))
     return connected_components(links, directed=False)[1]
+
+
+def near_groups(texts) -> np.ndarray:
+    "Number of the group of each text: near-duplicates of near-duplicates belong together."
+    return tied_groups(near_duplicates(texts), len(texts))
 
 # %% ../nbs/02a_checks.ipynb #5a1e7f5d
 def split_groups(
@@ -213,16 +218,20 @@ def split_groups(
     shares=(0.60, 0.15, 0.25),    # of the splits
     seed: int = 0,
 ) -> np.ndarray:
-    "Number of the split of each row, near the shares for every label, with each group in one split."
-    labels, groups = np.asarray(labels), np.unique(groups, return_inverse=True)[1]
-    first, size = np.unique(groups, return_index=True, return_counts=True)[1:]
-    chance = np.random.default_rng(seed).permutation(len(first))
-    lacking = np.outer(np.bincount(labels), shares)                                # (label, split) rows still wanted
-    part = np.zeros(len(first), np.int8)
-    for group in np.lexsort((chance, -size)):
-        label = labels[first[group]]
-        part[group] = np.argmax(lacking[label])
-        lacking[label, part[group]] -= size[group]
+    "Number of the split of each row, near the shares for every label, with each group in one split: the same seed cuts the same way."
+    from scipy.sparse import csr_matrix
+    labels, groups = (np.unique(column, return_inverse=True)[1] for column in (labels, groups))
+    size, wanted, rng = np.bincount(groups), np.bincount(labels), np.random.default_rng(seed)
+    table = csr_matrix((np.ones(len(labels)), (groups, labels)), shape=(len(size), len(wanted)))    # rows by (group, label)
+    lacking = np.outer(wanted, shares) / np.sum(shares)                            # (label, split) rows still wanted
+    part = np.zeros(len(size), np.int8)
+    for group, luck in zip(np.lexsort((rng.permutation(len(size)), -size)), rng.random(len(size))):
+        own = slice(*table.indptr[group:group + 2])
+        labels, rows = table.indices[own], table.data[own, None]
+        over = np.maximum(rows - lacking[labels], 0).sum(axis=0)                   # rows that each split has no room for
+        odds = np.cumsum((over < over.min() + 1e-9) * np.maximum(rows * lacking[labels], 1e-9).sum(axis=0))
+        part[group] = np.searchsorted(odds, luck * odds[-1], side="right")
+        lacking[labels, part[group]] -= rows[:, 0]
     return part[groups]
 
 # %% ../nbs/02a_checks.ipynb #7e37024b

@@ -82,7 +82,7 @@ def finetune(
     context: typer.Context,
     task: Annotated[Optional[str], typer.Option(help="Name of a task (see `tutorial-clf tasks`) or a file; default: the profile's.")] = None,
     model: Annotated[Optional[str], typer.Option(help="minilm, a folder, or a Hub id such as bert-base-uncased; default: the profile's.")] = None,
-    profile: Annotated[Optional[str], typer.Option(help="smoke, cpu or gpu; default: $TUTORIAL_CLF_PROFILE, else cpu.")] = None,
+    profile: Annotated[Optional[str], typer.Option(help="smoke, cpu, fast or gpu; default: $TUTORIAL_CLF_PROFILE, else cpu.")] = None,
     out: Annotated[Path, typer.Option(help="Folder that the run's folder is made in.")] = Path("runs"),
     seed: Annotated[Optional[int], typer.Option(help="Seed of the run.")] = None,
     epochs: Annotated[Optional[int], typer.Option(help="Passes over the training rows, at most.")] = None,
@@ -116,13 +116,10 @@ def finetune(
 def _begin(out, task: str, profile, columns: dict) -> Path:
     "A new folder under `<out>/unfinished` with the options of a run."
     import json
-    import re
-    import time
     from dataclasses import asdict
     from tutorial_clf.data import is_data_file
-    from tutorial_clf.runs import whole
-    name = f"{time.strftime('%Y%m%d-%H%M%S')}-{re.sub(r'[^A-Za-z0-9.]+', '-', task).strip('-.')[:40]}"
-    folder = next(f for n in range(1000) if not (f := Path(out, "unfinished", f"{name}-{n}" if n else name)).exists())
+    from tutorial_clf.runs import free_folder, whole
+    folder = free_folder(Path(out, "unfinished"), task)
     source = str(Path(profile.task).expanduser().resolve()) if is_data_file(profile.task) else profile.task
     folder.mkdir(parents=True)
     with whole(folder / "command.json") as part:
@@ -212,6 +209,7 @@ def predict(
     text: Annotated[str, typer.Option(help="File: the column with the texts.")] = "text",
     out: Annotated[Optional[Path], typer.Option(help="File: where to write the CSV; default: standard output.")] = None,
     device: Annotated[str, typer.Option(help="cpu, cuda or mps.")] = "cpu",
+    precision: Annotated[str, typer.Option(help="float32, bf16 or int8: how it is computed on a CPU.")] = "float32",
 ):
     "Print label, probability and text for each of TEXTS, or add the columns predicted and probability to a file."
     with _sentences():
@@ -220,7 +218,7 @@ def predict(
         is_file = len(texts) == 1 and is_data_file(texts[0])
         if out and not is_file: raise DataError("--out goes with a file of texts, and none was given.")
         from tutorial_clf.finetune import Classifier
-        clf = Classifier.load(open_run(folder), device)
+        clf = Classifier.load(open_run(folder), device, precision)
         if is_file: return predict_file(clf, texts[0], text, out)
         for line in _lines(clf, texts): typer.echo(line)
 

@@ -6,14 +6,18 @@
 __all__ = ['power', 'rows_to_see', 'paired_bootstrap', 'holm', 'seed_spread', 'compare_methods']
 
 # %% ../nbs/07b_compare.ipynb #153dbdb3
+import warnings
+from numbers import Real
 from statistics import NormalDist
 
 import numpy as np
 
-from .evaluate import EvaluateError, check_answers, check_column, check_length
+from .evaluate import EvaluateError, check_answers, check_column
 
 # %% ../nbs/07b_compare.ipynb #9f52626f
-def _check_gap(gap: float, disagreement: float, level: float) -> None:
+def _check_gap(gap: float, disagreement: float, level: float, **more) -> None:
+    for name, value in {"gap": gap, "disagreement": disagreement, "level": level, **more}.items():
+        if not isinstance(value, Real): raise EvaluateError(f"{name} = {value!r} must be a number.")
     if not 0 < disagreement <= 1 or not abs(gap) <= disagreement:
         raise EvaluateError(f"gap = {gap} and disagreement = {disagreement}: the second is a share of rows, above 0, "
                             "and the gap cannot be larger than it.")
@@ -28,13 +32,15 @@ def power(
 ):
     "Chance that the paired test sees the gap on `n` rows: normal approximation for McNemar's test (Connor 1987). Raises `EvaluateError`."
     _check_gap(gap, disagreement, level)
-    if not (np.asarray(n) >= 1).all(): raise EvaluateError(f"n = {n}: the numbers of test rows must be 1 or more.")
+    try: rows = np.asarray(n, float)
+    except (TypeError, ValueError): rows = np.array(np.nan)
+    if not (rows >= 1).all(): raise EvaluateError(f"n = {n!r}: the numbers of test rows must be 1 or more.")
     bell, z = NormalDist(), NormalDist().inv_cdf(1 - level / 2)
     spread = max(disagreement - gap**2, 1e-12) ** 0.5                # standard deviation of a row's difference
     def chance(rows):
-        bar, lead = z * disagreement**0.5, abs(gap) * float(rows) ** 0.5
+        bar, lead = z * disagreement**0.5, abs(gap) * rows**0.5
         return bell.cdf((lead - bar) / spread) + bell.cdf((-lead - bar) / spread)
-    return np.vectorize(chance, otypes=[float])(n)[()]
+    return np.vectorize(chance, otypes=[float])(rows)[()]
 
 # %% ../nbs/07b_compare.ipynb #fc668fbb
 def rows_to_see(
@@ -44,7 +50,7 @@ def rows_to_see(
 ) -> int:
     "Test rows at which the paired test sees the gap with the chance `wanted` (Connor 1987). Raises `EvaluateError`."
     from math import ceil
-    _check_gap(gap, disagreement, level)
+    _check_gap(gap, disagreement, level, wanted=wanted)
     if gap == 0 or not level < wanted < 1:
         raise EvaluateError(f"gap = {gap} must not be 0, and wanted = {wanted} must lie between the level and 1.")
     z, reach = NormalDist().inv_cdf(1 - level / 2), NormalDist().inv_cdf(wanted)
@@ -58,7 +64,31 @@ def _pair(labels, a, b) -> tuple:
         raise EvaluateError(f"The answers of A have shape {a.shape} and those of B {b.shape}: both must have the same form.")
     return labels, a, b
 
+
+def _check_draws(draws: int, level: float) -> None:
+    if not 0 < level < 1 or draws < 1:
+        raise EvaluateError(f"level = {level} must lie between 0 and 1, and draws = {draws} must be at least 1.")
+
+
+def _middle(values, level: float) -> tuple[float, float]:
+    "Where the middle share `level` of the `values` begins and ends."
+    low, high = np.quantile(values, [0.5 - level / 2, 0.5 + level / 2])
+    return float(low), float(high)
+
 # %% ../nbs/07b_compare.ipynb #f764e259
+def _score(metric, labels, answers) -> float:
+    "The metric as a number; refuses where it stops, or where a warning was made an error."
+    try: return float(metric(labels, answers))
+    except (UserWarning, ValueError) as error:
+        raise EvaluateError(f"The metric is not defined on these rows: {str(error).splitlines()[0].rstrip('.')}.") from None
+
+
+def _lead(metric, labels, a, b) -> float:
+    "Score of A less that of B, or NaN."
+    try: return _score(metric, labels, a) - _score(metric, labels, b)
+    except EvaluateError: return np.nan
+
+# %% ../nbs/07b_compare.ipynb #16957045
 def paired_bootstrap(
     labels,               # (N,) true classes
     a, b,                 # (N,) predictions or (N, C) probabilities of A and of B for the same rows
@@ -69,26 +99,26 @@ def paired_bootstrap(
 ) -> dict:
     """Difference (A minus B) of any metric on the same rows: `a`, `b`, `difference`, its percentile bootstrap `interval`, and `p` of
     the randomisation test (Noreen 1989): how often a difference as large comes about when A's and B's answers are swapped on
-    random rows. Raises `EvaluateError`."""
+    random rows. Raises `EvaluateError`, also where the metric is not defined on the rows or on half of the redrawn ones."""
+    from sklearn.exceptions import UndefinedMetricWarning
     labels, a, b = _pair(labels, a, b)
-    if not 0 < level < 1 or draws < 1:
-        raise EvaluateError(f"level = {level} must lie between 0 and 1, and draws = {draws} must be at least 1.")
-    rng, n = np.random.default_rng(seed), len(labels)
-    score_a, score_b = float(metric(labels, a)), float(metric(labels, b))
-    redrawn, swapped = [], []
-    for _ in range(draws):
-        rows, swap = rng.integers(0, n, n), rng.random(n) < 0.5
-        redrawn.append(metric(labels[rows], a[rows]) - metric(labels[rows], b[rows]))
-        first, second = (np.where(swap if a.ndim == 1 else swap[:, None], x, y) for x, y in ((b, a), (a, b)))
-        swapped.append(metric(labels, first) - metric(labels, second))
+    _check_draws(draws, level)
+    rng, n, redrawn, swapped = np.random.default_rng(seed), len(labels), [], []
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", UndefinedMetricWarning)
+        score_a, score_b = _score(metric, labels, a), _score(metric, labels, b)
+        for _ in range(draws):
+            rows, swap = rng.integers(0, n, n), rng.random(n) < 0.5
+            redrawn.append(_lead(metric, labels[rows], a[rows], b[rows]))
+            swapped.append(_lead(metric, labels, *(np.where(swap if a.ndim == 1 else swap[:, None], x, y) for x, y in ((b, a), (a, b)))))
     difference, defined = score_a - score_b, np.isfinite(redrawn)
     if not np.isfinite(difference) or defined.mean() <= 0.5:
         raise EvaluateError("The metric is not defined on these rows, or on half of the redrawn ones: some class has too few rows.")
-    low, high = np.quantile(np.array(redrawn)[defined], [0.5 - level / 2, 0.5 + level / 2])
-    p = (1 + (np.abs(swapped) >= abs(difference) - 1e-12).sum()) / (1 + draws)
-    return dict(n=n, a=score_a, b=score_b, difference=difference, interval=(float(low), float(high)), p=float(p))
+    smaller = (np.abs(swapped) < abs(difference) - 1e-12).sum()                           # an undefined swap is not
+    return dict(n=n, a=score_a, b=score_b, difference=difference, interval=_middle(np.array(redrawn)[defined], level),
+                p=float((1 + draws - smaller) / (1 + draws)))
 
-# %% ../nbs/07b_compare.ipynb #85537dc3
+# %% ../nbs/07b_compare.ipynb #6bf581ad
 def holm(p_values) -> np.ndarray:
     """P-values (K,) of K comparisons corrected so that the chance of any false alarm among them stays at the level (Holm 1979): the
     smallest times K, the next times K - 1, and so on, none below the one before. Raises `EvaluateError`."""
@@ -100,7 +130,7 @@ def holm(p_values) -> np.ndarray:
     corrected[order] = np.minimum(np.maximum.accumulate(p[order] * np.arange(len(p), 0, -1)), 1)
     return corrected
 
-# %% ../nbs/07b_compare.ipynb #8e65997f
+# %% ../nbs/07b_compare.ipynb #d23ebc2d
 def _check_runs(right) -> np.ndarray:
     "`right` as a table (S, N) of 0 and 1, or an `EvaluateError`."
     if len({np.shape(run) for run in right}) != 1 or np.ndim(right[0]) != 1 or len(right[0]) < 2:
@@ -118,7 +148,14 @@ def _redrawn_runs(right: np.ndarray, rng, draws: int) -> np.ndarray:
     # one seed fewer than there are: with S of them the variance would come out too small by the factor (S - 1) / S
     return rng.multinomial(seeds - 1, np.full(seeds, 1 / seeds), size=draws) / (seeds - 1) @ right
 
-# %% ../nbs/07b_compare.ipynb #d23ebc2d
+
+def _redrawn_accuracies(tables, draws: int, seed: int) -> list:
+    "Accuracy (draws,) of each table (S, N) of right answers, over redrawn seeds of its own and the same redrawn rows for all."
+    n, rng = tables[0].shape[1], np.random.default_rng(seed)
+    rows = rng.multinomial(n, np.full(n, 1 / n), size=draws) / n                         # (draws, N)
+    return [(_redrawn_runs(right, rng, draws) * rows).sum(axis=1) for right in tables]
+
+# %% ../nbs/07b_compare.ipynb #fddbc323
 def seed_spread(
     right,                # (S, N) True where the run of seed s answered row n right
     draws: int = 2000,
@@ -130,13 +167,12 @@ def seed_spread(
     `interval` of the mean with seeds and rows both redrawn. Raises `EvaluateError`."""
     right = _check_runs(right)
     if len(right) < 2: raise EvaluateError("At least two seeds are needed to see how they differ.")
-    n, rng = right.shape[1], np.random.default_rng(seed)
-    rows = rng.multinomial(n, np.full(n, 1 / n), size=draws) / n                         # (draws, N)
-    low, high = np.quantile((_redrawn_runs(right, rng, draws) * rows).sum(axis=1), [0.5 - level / 2, 0.5 + level / 2])
+    _check_draws(draws, level)
     return dict(accuracy=float(right.mean()), between_seeds=float(right.mean(axis=1).std(ddof=1)),
-                from_rows=float(right.mean(axis=0).std(ddof=1) / n**0.5), interval=(float(low), float(high)))
+                from_rows=float(right.mean(axis=0).std(ddof=1) / right.shape[1] ** 0.5),
+                interval=_middle(_redrawn_accuracies([right], draws, seed)[0], level))
 
-# %% ../nbs/07b_compare.ipynb #3e269f71
+# %% ../nbs/07b_compare.ipynb #ed3be584
 def compare_methods(
     right_a, right_b,     # (S, N) and (S', N): the runs of two methods on the same rows; a method without chance has one run
     draws: int = 2000,
@@ -148,9 +184,7 @@ def compare_methods(
     a, b = _check_runs(right_a), _check_runs(right_b)
     if a.shape[1] != b.shape[1]:
         raise EvaluateError(f"The runs of A have {a.shape[1]} rows and those of B {b.shape[1]}: both must answer the same rows.")
-    n, rng = a.shape[1], np.random.default_rng(seed)
-    rows = rng.multinomial(n, np.full(n, 1 / n), size=draws) / n                         # (draws, N)
-    gaps = ((_redrawn_runs(a, rng, draws) - _redrawn_runs(b, rng, draws)) * rows).sum(axis=1)
-    low, high = np.quantile(gaps, [0.5 - level / 2, 0.5 + level / 2])
+    _check_draws(draws, level)
+    redrawn_a, redrawn_b = _redrawn_accuracies([a, b], draws, seed)
     return dict(accuracy_a=float(a.mean()), accuracy_b=float(b.mean()), difference=float(a.mean() - b.mean()),
-                interval=(float(low), float(high)))
+                interval=_middle(redrawn_a - redrawn_b, level))

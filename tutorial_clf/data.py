@@ -105,21 +105,29 @@ def padding_share(
     batches,  # lists of row numbers
     width: int | None = None,  # pad to this width; default: the longest row of each batch
 ) -> float:
-    "Share of all places in the batches that is padding, in [0, 1)."
-    lengths = np.asarray(lengths)
-    places = sum(len(batch) * (width or lengths[batch].max()) for batch in batches)
-    return 1 - sum(int(lengths[batch].sum()) for batch in batches) / int(places)
+    "Share of all places in the batches that is padding, in [0, 1). Raises `DataError`."
+    place, lengths, batches = "padding_share", np.asarray(lengths), list(batches)
+    for number, batch in enumerate(batches):
+        if not len(batch): refuse(f"{place}, batch {number}", "there is no row in it", "leave it out")
+        if width is not None and lengths[batch].max() > width:
+            refuse(f"{place}, batch {number}", f"a text of {lengths[batch].max()} tokens is wider than {width}", "raise width")
+    places = sum(len(batch) * int(width or lengths[batch].max()) for batch in batches)
+    if not places: refuse(place, "there are no tokens in the batches", "give at least one batch with a text")
+    return 1 - sum(int(lengths[batch].sum()) for batch in batches) / places
 
 # %% ../nbs/02_data.ipynb #9946ff70
-def _checked_lengths(lengths, batch_size, tokens) -> np.ndarray:
+def _whole_number(number, least: int) -> bool: return isinstance(number, (int, np.integer)) and not isinstance(number, bool) and number >= least
+
+
+def _checked_lengths(lengths, batch_size, seed, tokens) -> np.ndarray:
     "`lengths` as an array (rows,); refuses what cannot be batched."
     place, lengths = "length_batches", np.asarray(lengths)
     if lengths.ndim != 1 or lengths.size and (lengths.dtype.kind not in "iu" or lengths.min() < 0):
         refuse(place, "lengths are not whole numbers of tokens, one for each text", "give [len(ids) for ids in encode(…)]")
     if batch_size is None and tokens is None: refuse(place, "no limit for a batch is given", "give batch_size, tokens or both")
     for name, limit in (("batch_size", batch_size), ("tokens", tokens)):
-        if limit is not None and (not isinstance(limit, (int, np.integer)) or limit < 1):
-            refuse(place, f"{name} is {limit!r}", "give a whole number above zero")
+        if limit is not None and not _whole_number(limit, 1): refuse(place, f"{name} is {limit!r}", "give a whole number above zero")
+    if seed is not None and not _whole_number(seed, 0): refuse(place, f"seed is {seed!r}", "give a whole number from zero on, or None")
     if tokens is not None and lengths.max(initial=0) > tokens:
         row = int(lengths.argmax())
         refuse(f"{place}, row {row}", f"{lengths[row]} tokens do not fit into a batch of {tokens}",
@@ -145,10 +153,10 @@ def length_batches(
 ) -> list[list[int]]:
     """Batches of row numbers with near-equal lengths together; every row exactly once.
 
-    With `batch_size` alone there are as few batches as there can be. Raises `DataError` where no limit is given, where a limit is
-    no whole number above zero, and where a text is longer than `tokens`.
+    With `batch_size` alone there are as few batches as there can be. Raises `DataError` where no limit is given, where a limit or the
+    seed is not the whole number it should be, and where a text is longer than `tokens`.
     """
-    lengths = _checked_lengths(lengths, batch_size, tokens)
+    lengths = _checked_lengths(lengths, batch_size, seed, tokens)
     if seed is None or not len(lengths): return list(_cut(np.argsort(-lengths, kind="stable"), lengths, batch_size, tokens))
     rng, rows = np.random.default_rng(seed), len(lengths) if batch_size is None else batch_size
     if tokens is not None: rows = min(rows, max(int(tokens / max(lengths.mean(), 1)), 1))     # in a batch, about

@@ -28,6 +28,14 @@ def _array(x):
     return a if a.dtype.kind in "biufc" else None
 
 
+def _told_apart(*numbers) -> list[str]:
+    "The numbers with as many digits, at least six, as it takes to see that they differ."
+    for digits in range(6, 18):
+        words = [str(bool(x)) if x.dtype == bool else f"{x:.{digits}g}" for x in numbers]
+        if len(set(words)) > 1: break
+    return words
+
+
 def same(got, expected, tolerance: float = 1e-9, what: str = "the result") -> None:
     "Pass if `got` equals `expected` (numbers, arrays and tensors up to `tolerance`, absolute), else raise `Different`."
     import numpy as np
@@ -42,8 +50,7 @@ def same(got, expected, tolerance: float = 1e-9, what: str = "the result") -> No
     if off.size and not off.max() <= tolerance:          # `not <=` also catches NaN
         at = np.unravel_index(np.nanargmax(np.where(np.isnan(off), np.inf, off)), off.shape)
         place = f" at {tuple(int(i) for i in at)}" if at else ""
-        wanted, given = (str(bool(v[at])) if v.dtype == bool else f"{v[at]:.6g}" for v in (e, g))
-        raise Different(f"{what}{place} should be {wanted}, and it is {given}")
+        raise Different("{}{} should be {}, and it is {}".format(what, place, *_told_apart(e[at], g[at])))
 
 # %% ../nbs/00a_exercises.ipynb #72d29033
 def exercise(

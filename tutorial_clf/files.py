@@ -11,13 +11,13 @@ import csv
 import hashlib
 import json
 import os
-import secrets
 import tempfile
 from difflib import get_close_matches
 from itertools import chain, islice
 from pathlib import Path
 
 from .checks import Task, assemble, check_classes, check_texts, label_codes, refuse, split_codes
+from .runs import whole
 
 # %% ../nbs/02b_files.ipynb #db857a9a
 def _check_encoding(path: Path) -> None:
@@ -198,23 +198,18 @@ def cached(
     build,        # called with the path that the new file is to be written to, if it is not there yet
 ) -> Path:
     "Path of the file `name` in the cache: built at first use, complete or not there, whoever else builds it at the same time."
-    full = "no permission"
     for folder in _cache_folders():
         path = folder / name
         if path.is_file(): return path
-        new = folder / f"{secrets.token_hex(6)}.part"
         try:
             folder.mkdir(parents=True, exist_ok=True)
-            new.touch()
-        except OSError: continue                       # this folder cannot be written: try the next
-        try:
-            build(new)
-            try: os.replace(new, path)
-            except PermissionError:                    # Windows: somebody else's copy is already there and in use
-                if not path.is_file(): raise
+            with whole(path) as new:
+                new.touch()                            # before the work begins: may anything be written here?
+                build(new)
             return path
-        except OSError as error: full = error          # no space left, perhaps: there may be some in the next
-        finally: new.unlink(missing_ok=True)
+        except OSError as error:                       # it may not, or there is no space left: there may be in the next folder
+            if path.is_file(): return path             # Windows: somebody else's copy is already there, and in use
+            full = error
     refuse(name, f"nothing can be written to the cache or a temporary folder ({full})", "free some space, or set TUTORIAL_CLF_CACHE")
 
 # %% ../nbs/02b_files.ipynb #1d39a1b4

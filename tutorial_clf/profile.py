@@ -42,14 +42,18 @@ class Profile:
     tf32: bool               # cards: float32 products with 10 bits after the point instead of 23
     pin_memory: bool         # cards: batches in memory from which they are copied while the card computes
     freeze: str              # none, embeddings, or the number of lowest layers that are not trained (embeddings included)
+    layer_decay: float       # learning rate of a layer, as a share of that of the layer above; 1 = the same for all
+    lora_rank: int           # 0 = train the weights themselves; above: low-rank updates of the attention's query and value matrices
+    predict_precision: str   # float32, bf16 or int8: how the classifier answers on a CPU
     seed: int
     docstring_libraries: tuple  # libraries that the task `docstrings` is harvested from; ("default",) = see chapter 02
 
 # %% ../nbs/00_start.ipynb #a4c9c01f
 _LOWEST = dict(train_rows=0, eval_rows=0, max_length=4, batch_size=1, eval_batch_size=1, learning_rate=0.0, epochs=1,
-               patience=1, warmup=0.0, weight_decay=0.0, micro_batch=0, seed=0)
+               patience=1, warmup=0.0, weight_decay=0.0, micro_batch=0, lora_rank=0, seed=0)
 _TYPES = {f.name: f.type for f in fields(Profile) if f.name != "name"}
-_CHOICES = dict(device=("cpu", "cuda", "mps", "auto"), precision=("float32", "bf16"), optimizer=("adamw_torch", "adamw_torch_fused"))
+_CHOICES = dict(device=("cpu", "cuda", "mps", "auto"), precision=("float32", "bf16"), optimizer=("adamw_torch", "adamw_torch_fused"),
+                predict_precision=("float32", "bf16", "int8"))
 
 
 def _value(place: str, key: str, type_: type, value):
@@ -65,6 +69,7 @@ def _value(place: str, key: str, type_: type, value):
     if key in _LOWEST and not value >= _LOWEST[key]:
         raise ProfileError(f"{place}: {key} = {value} is too small; the least is {_LOWEST[key]}.")
     if key == "warmup" and value >= 1: raise ProfileError(f"{place}: warmup = {value} is a share of the steps, below 1.")
+    if key == "layer_decay" and not 0 < value <= 1: raise ProfileError(f"{place}: layer_decay = {value} is a share, above 0 and at most 1.")
     if key == "freeze" and value not in ("none", "embeddings") and not value.isdecimal():
         raise ProfileError(f"{place}: freeze = {value} is neither none, embeddings nor a number of layers.")
     if value not in _CHOICES.get(key, (value,)):
@@ -117,7 +122,7 @@ def _section(name: str) -> dict:
 
 
 def load_profile(
-    name: "str | Profile | None" = None,  # smoke, cpu, gpu; default: the environment variable TUTORIAL_CLF_PROFILE, else cpu
+    name: "str | Profile | None" = None,  # smoke, cpu, fast, gpu; default: the environment variable TUTORIAL_CLF_PROFILE, else cpu
     **overrides,                          # fields to set by hand, such as epochs=3; None leaves the profile's value
 ) -> Profile:
     "The profile `name`, with `overrides`. Raises `ProfileError` with the file, the key and the mend."

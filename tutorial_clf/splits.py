@@ -8,7 +8,7 @@ __all__ = ['join_groups', 'split_by_time', 'suspect_labels', 'out_of_sample']
 # %% ../nbs/02d_splits.ipynb #8abcc361
 import numpy as np
 
-from .checks import DataError, refuse, split_groups, split_rows
+from .checks import DataError, refuse, split_groups, split_rows, tied_groups
 
 # %% ../nbs/02d_splits.ipynb #5154c383
 def join_groups(*groups) -> np.ndarray:
@@ -16,13 +16,10 @@ def join_groups(*groups) -> np.ndarray:
 
     Ties form chains: if a and b share a file, and b and c are near-duplicates, all three are one group.
     """
-    from scipy.sparse import coo_matrix
-    from scipy.sparse.csgraph import connected_components
     if len({len(group) for group in groups}) != 1: refuse("join_groups", "the groupings differ in length", "give one number for each row in each")
     first, code = zip(*(np.unique(group, return_index=True, return_inverse=True)[1:] for group in groups))
     n, ends = len(groups[0]), np.concatenate([f[c] for f, c in zip(first, code)])       # each row is tied to the first of its group
-    ties = coo_matrix((np.ones(len(ends)), (np.tile(np.arange(n), len(groups)), ends)), shape=(n, n))
-    return connected_components(ties, directed=False)[1]
+    return tied_groups(np.stack([np.tile(np.arange(n), len(groups)), ends], axis=1), n)
 
 # %% ../nbs/02d_splits.ipynb #df443e47
 def split_by_time(

@@ -161,7 +161,7 @@ THRESHOLDS = (0.0, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.98, 0.99, 0.995, 0.998, 0.99
 
 # %% ../nbs/07a_trust.ipynb #a0c7c521
 def safe_threshold(
-    labels, probabilities,      # (N,) and (N, C): rows that chose nothing else, such as the validation split
+    labels, probabilities,      # (N,) and (N, C): rows that taught and chose nothing, so not those that `fine_tune` validated on
     risk: float,                # wanted: at most this share of errors among the answered texts
     level: float = 0.95,        # with this certainty
     thresholds=THRESHOLDS,      # candidates, fixed before the rows were seen

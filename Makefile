@@ -16,6 +16,7 @@ help:
 	@echo 'make export     write the package from the exported cells of the chapters'
 	@echo 'make render     run the chapters under the profile cpu and store their outputs (CHAPTER=nbs/NN_name.ipynb for one)'
 	@echo 'make record     make a recorded run again (RUN=name of a file in data/runs)'
+	@echo 'make bench      measure the speed beside public peers, about an hour on a quiet machine (ARGS="train --window 10" for a part)'
 	@echo 'make readme     write the generated parts of README.md from the chapters and data/runs'
 	@echo 'make docs       build the site (needs Quarto)'
 
@@ -47,8 +48,11 @@ record: $(READY)
 	@test -n "$(RUN)" || { echo 'make record RUN=name: which? See data/runs' >&2; exit 1; }
 	TUTORIAL_CLF_RECORD=$(RUN) $(MAKE) render CHAPTER="$$(grep -l 'recording(\\"$(RUN)\\")' nbs/*.ipynb)"
 
+bench: $(READY)
+	$(BIN)/python .ci/bench.py $(ARGS)
+
 docs: $(READY)
 	@command -v quarto >/dev/null || { echo 'make docs needs Quarto, which is not installed: https://quarto.org/docs/download/' >&2; exit 1; }
 	$(BIN)/nbdev-docs
 
-.PHONY: help lab finetune test export render readme record docs
+.PHONY: help lab finetune test export render readme record bench docs

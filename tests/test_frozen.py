@@ -265,7 +265,7 @@ def test_answers_in_other_precisions(family, precision, checkpoint, tmp_path):
     short = Classifier.load(folder, precision=precision)
     wanted, got = plain.predict_proba(TEXTS), short.predict_proba(TEXTS)
     assert 0 < np.abs(wanted - got).max() < 0.1 and np.allclose(got.sum(1), 1, atol=1e-5)
-    assert short._answering() is short._answering() is not short.model, "one copy, made once"
+    assert finetune._answering(short) is finetune._answering(short) is not short.model, "one copy, made once"
     assert {weight.dtype for weight in short.model.parameters()} == {torch.float32}
     again = short.save(tmp_path / "again")
     assert (again / "model.safetensors").read_bytes() == (folder / "model.safetensors").read_bytes()
@@ -286,7 +286,7 @@ def test_precision_falls_back_and_wrong_ones_are_named(checkpoint, monkeypatch, 
         with pytest.raises(ProfileError, match="int4 is none of float32, bf16, int8"): wrong()
     monkeypatch.setattr(finetune, "native_bf16", lambda device: False)
     clf = Classifier(model, tokenizer, precision="bf16")
-    assert clf._answering() is model and "no means for bf16" in explain(load_profile("cpu", predict_precision="bf16"))
+    assert finetune._answering(clf) is model and "no means for bf16" in explain(load_profile("cpu", predict_precision="bf16"))
 
 
 @pytest.mark.parametrize("wrong, said", [(dict(layer_decay=0), "above 0 and at most 1"), (dict(layer_decay=1.01), "above 0 and at most 1"), (dict(lora_rank=-1), "too small"),

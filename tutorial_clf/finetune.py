@@ -113,13 +113,19 @@ def _converted(model, precision: str):
         warnings.simplefilter("ignore")                      # that torchao has the successor
         return torch.ao.quantization.quantize_dynamic(copy.deepcopy(model, shared), {torch.nn.Linear}, torch.qint8, inplace=True)
 
+
+def _answering(clf):
+    "The model of the classifier `clf`, or on a CPU its copy in another precision."
+    if clf.precision == "float32" or clf.model.device.type != "cpu": return clf.model
+    if clf._copy is None: clf._copy = _converted(clf.model, clf.precision)
+    return clf._copy
+
 # %% ../nbs/06_fine_tune.ipynb #67a10b29
 class Classifier:
     """A fine-tuned model with its tokenizer. `label_names[i]` is the name of class i.
 
-    From `fine_tune` come `history` (one dict an epoch), `losses` (one number a step) and `seconds`. `precision` (float32, bf16, int8) is how
-    it answers on a CPU: by a copy of `model`, made at the first answer and not made anew if `model` is changed after that.
-    """
+    From `fine_tune` come `history` (one dict an epoch), `losses` (one number a step) and `seconds`. `precision` (float32, bf16, int8) is how it
+    answers on a CPU: by a copy of `model`, made at the first answer and not made anew if `model` changes."""
 
     def __init__(self, model, tokenizer, max_length: int = 128, batch_size: int = 32, history: list | None = None, precision: str = "float32"):
         self.model, self.tokenizer, self.precision, self._copy = model.eval(), tokenizer, _checked_precision(precision), None
@@ -134,13 +140,7 @@ class Classifier:
 
     def predict_proba(self, texts) -> np.ndarray:
         "Probabilities (N, C) of the N `texts`, rows in their order, columns in the order of `label_names`."
-        return _probabilities(self._answering(), self.tokenizer, _checked(texts), self.max_length, self.batch_size)
-
-    def _answering(self):
-        "The model, or on a CPU its copy in another precision."
-        if self.precision == "float32" or self.model.device.type != "cpu": return self.model
-        if self._copy is None: self._copy = _converted(self.model, self.precision)
-        return self._copy
+        return _probabilities(_answering(self), self.tokenizer, _checked(texts), self.max_length, self.batch_size)
 
     def predict(self, texts) -> list:
         "The most probable label name of each of the `texts`."
@@ -245,7 +245,7 @@ def _device_line(profile: Profile) -> tuple:
         return device, f"{card.name}, {card.total_memory / 2**30:.0f} GiB" + (f"; one of {several}, and `accelerate launch` uses all" if several > 1 else "")
     return device, f"{device}, {torch.get_num_threads()} threads" if device == "cpu" else device
 
-
+# %% ../nbs/06_fine_tune.ipynb #f2ea179f
 def _trained_line(p: Profile) -> str:
     what = f"the head, and updates of rank {p.lora_rank} in the layers" if p.lora_rank else "all weights"
     if p.freeze == "none": return what
@@ -258,7 +258,7 @@ def _answers_line(p: Profile, device: str) -> str:
     why = "" if usable == p.predict_precision else ": this processor has no means for " + p.predict_precision if device == "cpu" else ", as on every device but a CPU"
     return {"bf16": "in bf16, by a copy of the weights", "int8": "in whole numbers (int8), by a copy of the weights"}.get(usable, f"in float32{why}")
 
-
+# %% ../nbs/06_fine_tune.ipynb #0f93ffbe
 def explain(profile: "Profile | str | None" = None) -> str:
     "What `fine_tune` chooses on this machine under `profile`, and why: a line for each choice."
     p = load_profile(profile)
@@ -280,7 +280,7 @@ def explain(profile: "Profile | str | None" = None) -> str:
         lines["copies"] = "from pinned memory, while the card computes" if p.pin_memory else "from ordinary memory"
     return "\n".join(f"{name:10} {text}" for name, text in lines.items())
 
-# %% ../nbs/06_fine_tune.ipynb #07031c65
+# %% ../nbs/06_fine_tune.ipynb #d1b930ac
 def plot_history(history: list):
     "Figure with the losses (left) and the validation accuracy (right) of each epoch in `Classifier.history`."
     from matplotlib.figure import Figure

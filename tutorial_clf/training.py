@@ -266,17 +266,8 @@ def _is_over(history: list, profile: Profile) -> bool:
     return len(history) >= profile.epochs or len(history) - best_epoch(history) >= profile.patience
 
 # %% ../nbs/06a_long_runs.ipynb #2fcc4b0c
-class BatchTrainer(Trainer):
-    "`Trainer` with batches from `EpochBatches`, in parts that fit into memory. `track` is what a run knows besides its weights."
-
-    def __init__(self, profile: Profile, batches: EpochBatches, watch: bool = False, **arguments):
-        super().__init__(**arguments)
-        self.profile, self.batches, self.waiting = profile, batches, []        # `waiting`: losses that are still on the device
-        self.progress = Watch(self) if watch else Progress()
-        self.remove_callback(PrinterCallback)
-        self.add_callback(self.progress)
-        self.track = {"history": [], "losses": [], "micro_batch": profile.micro_batch, "seconds": 0.0}
-        if self.args.process_index: torch.manual_seed(profile.seed + self.args.process_index)     # other texts, other dropout
+class _DepthTrainer(Trainer):
+    "`Trainer` that gives each depth of the network a rate of its own, and leaves the column `row` in its batches."
 
     def _set_signature_columns_if_needed(self):              # Trainer drops all columns but these
         super()._set_signature_columns_if_needed()
@@ -287,6 +278,19 @@ class BatchTrainer(Trainer):
         new, optimizer = self.optimizer is None, super().create_optimizer(model)
         if new and self.profile.layer_decay < 1: optimizer.param_groups = by_depth(self.model, optimizer.param_groups, self.profile.layer_decay)
         return optimizer
+
+# %% ../nbs/06a_long_runs.ipynb #da1f2bf5
+class BatchTrainer(_DepthTrainer):
+    "`Trainer` with batches from `EpochBatches`, in parts that fit into memory. `track` is what a run knows besides its weights."
+
+    def __init__(self, profile: Profile, batches: EpochBatches, watch: bool = False, **arguments):
+        super().__init__(**arguments)
+        self.profile, self.batches, self.waiting = profile, batches, []        # `waiting`: losses that are still on the device
+        self.progress = Watch(self) if watch else Progress()
+        self.remove_callback(PrinterCallback)
+        self.add_callback(self.progress)
+        self.track = {"history": [], "losses": [], "micro_batch": profile.micro_batch, "seconds": 0.0}
+        if self.args.process_index: torch.manual_seed(profile.seed + self.args.process_index)     # other texts, other dropout
 
     def get_train_dataloader(self):
         "Batches for all processes; `add_gradient` takes the share of each."
@@ -316,7 +320,7 @@ class BatchTrainer(Trainer):
             return super(BatchTrainer, self).evaluate(*arguments, **more)
         return _fit(action, self.args.per_device_eval_batch_size, "eval_batch_size", self.args.world_size, lambda size: None)[0]
 
-# %% ../nbs/06a_long_runs.ipynb #e63e01b0
+# %% ../nbs/06a_long_runs.ipynb #ad1c595a
 def _random_state() -> dict:
     "The state of all generators of this process, in the form that `Trainer` restores."
     state = {"python": random.getstate(), "numpy": np.random.get_state(), "cpu": torch.get_rng_state()}
@@ -325,7 +329,7 @@ def _random_state() -> dict:
         state["cuda"] = torch.cuda.get_rng_state_all() if several else torch.cuda.get_rng_state()
     return state
 
-# %% ../nbs/06a_long_runs.ipynb #ad1c595a
+# %% ../nbs/06a_long_runs.ipynb #1a61b300
 def numbered(folder: Path, kind: str) -> list:
     "The folders `<kind>-<number>` in `folder`, highest number first."
     found = [path for path in folder.glob(f"{kind}-*") if path.name[len(kind) + 1:].isdecimal()]
@@ -335,20 +339,20 @@ def numbered(folder: Path, kind: str) -> list:
 def _track(checkpoint: Path) -> dict:
     return json.loads((checkpoint / "track.json").read_text(encoding="utf-8"))
 
-# %% ../nbs/06a_long_runs.ipynb #f69b8dec
+# %% ../nbs/06a_long_runs.ipynb #5baebc62
 def _prune(folder: Path) -> None:
     "Keep the two newest checkpoints, the newest best weights, and those that the two refer to."
     checkpoints, best = numbered(folder, "checkpoint"), numbered(folder, "best")
     needed = {f"best-{best_epoch(_track(path)['history'])}" for path in checkpoints[:2]}
     for path in checkpoints[2:] + [path for path in best[1:] if path.name not in needed]: shutil.rmtree(path, ignore_errors=True)
 
-# %% ../nbs/06a_long_runs.ipynb #b5d8b813
+# %% ../nbs/06a_long_runs.ipynb #284c46cf
 def newest_checkpoint(folder: Path) -> "Path | None":
     "The newest checkpoint in `folder` that is undamaged, and whose best weights are; None if there is none."
     for path in numbered(folder, "checkpoint"):
         if _sound(path) and ((best := best_epoch(_track(path)["history"])) == 0 or _sound(folder / f"best-{best}")): return path
 
-# %% ../nbs/06a_long_runs.ipynb #284c46cf
+# %% ../nbs/06a_long_runs.ipynb #767318a9
 def _tidy(folder: Path, newest: "Path | None") -> None:
     "Remove what a killed process was writing, and the damaged checkpoints after `newest`."
     for path in folder.glob(".*"):
@@ -359,7 +363,7 @@ def _tidy(folder: Path, newest: "Path | None") -> None:
         print(f"{path} is damaged, or the best weights that belong to it are: going back to what was kept before.", file=sys.stderr)
         shutil.rmtree(path, ignore_errors=True)
 
-# %% ../nbs/06a_long_runs.ipynb #fd63651b
+# %% ../nbs/06a_long_runs.ipynb #1485ba9b
 @contextmanager
 def _sealed(target: Path, network, seal: bool = True):
     "Yields a new folder with the weights of `network` in it, which becomes `target` when the `with` ends well, sealed if it is to be."
@@ -369,13 +373,13 @@ def _sealed(target: Path, network, seal: bool = True):
         yield part
         if seal: _seal(part)
 
-# %% ../nbs/06a_long_runs.ipynb #d08a8363
+# %% ../nbs/06a_long_runs.ipynb #48798214
 def _write_best(trainer, epoch: int) -> None:
     "Write the weights, as those of the best epoch so far."
     with _sealed(trainer.folder / f"best-{epoch}", trainer.model, seal=trainer.resumable): pass
     if not trainer.resumable: _prune(trainer.folder)
 
-# %% ../nbs/06a_long_runs.ipynb #48798214
+# %% ../nbs/06a_long_runs.ipynb #6e4c76bc
 def _write_checkpoint(trainer, states: list) -> None:
     "Write `checkpoint-<step>` in the form that `Trainer` reads; `states` are the generators of all processes."
     with _sealed(trainer.folder / f"checkpoint-{trainer.state.global_step}", trainer.model) as part:
@@ -386,7 +390,35 @@ def _write_checkpoint(trainer, states: list) -> None:
         (part / "track.json").write_text(json.dumps(trainer.track), encoding="utf-8")
     _prune(trainer.folder)
 
-# %% ../nbs/06a_long_runs.ipynb #fca1dc7e
+# %% ../nbs/06a_long_runs.ipynb #095f3e6d
+def _keep_outputs(trainer, kept: KeptLayers) -> None:
+    "Give the rows of `trainer` numbers, and keep the outputs of the layers of `kept` for them."
+    from datasets import concatenate_datasets
+    n, m = len(trainer.train_dataset), len(trainer.eval_dataset)
+    trainer.train_dataset = trainer.train_dataset.add_column("row", np.arange(n))
+    trainer.eval_dataset = trainer.eval_dataset.add_column("row", np.arange(n, n + m))
+    lengths = np.concatenate([trainer.train_dataset["length"][:], trainer.eval_dataset["length"][:]])
+    rows = concatenate_datasets([trainer._remove_unused_columns(rows) for rows in (trainer.train_dataset, trainer.eval_dataset)])
+    why, _ = _fit(lambda size: keep(kept, rows, lengths, trainer.data_collator, size, trainer.folder), trainer.args.per_device_eval_batch_size,
+                  "eval_batch_size", trainer.args.world_size, lambda size: None)
+    if why and trainer.args.process_index == 0:
+        trainer.progress.note(f"the frozen layers are computed anew in each epoch, which gives the same numbers: {why}")
+
+
+@contextmanager
+def _lower_layers(trainer):
+    "Inside the `with`, frozen layers run without dropout, and only once for each row, if what they give can be kept."
+    count = int(trainer.profile.freeze) if trainer.profile.freeze.isdecimal() else 0
+    if not count:
+        yield
+        return
+    kept = KeptLayers(trainer.model, count)
+    try:
+        with trainer.accelerator.autocast(): _keep_outputs(trainer, kept)
+        yield
+    finally: kept.undo()
+
+# %% ../nbs/06a_long_runs.ipynb #f82eb276
 class FineTuner(BatchTrainer):
     "`BatchTrainer` that keeps the best weights in `folder` and, if `resumable`, checkpoints from which a run goes on as if nothing had been."
 
@@ -408,31 +440,6 @@ class FineTuner(BatchTrainer):
         self.accelerator.wait_for_everyone()
         self.saved = time.perf_counter()
 
-    @contextmanager
-    def lower_layers(self):
-        "Inside the `with`, frozen layers (06b) run without dropout, and only once for each row, if what they give can be kept."
-        count = int(self.profile.freeze) if self.profile.freeze.isdecimal() else 0
-        if not count:
-            yield
-            return
-        kept = KeptLayers(self.model, count)
-        try:
-            with self.accelerator.autocast(): self._keep(kept)
-            yield
-        finally: kept.undo()
-
-    def _keep(self, kept: KeptLayers) -> None:
-        "Give the rows numbers, and keep the outputs of the layers of `kept` for them."
-        from datasets import concatenate_datasets
-        n, m = len(self.train_dataset), len(self.eval_dataset)
-        self.train_dataset = self.train_dataset.add_column("row", np.arange(n))
-        self.eval_dataset = self.eval_dataset.add_column("row", np.arange(n, n + m))
-        lengths = np.concatenate([self.train_dataset["length"][:], self.eval_dataset["length"][:]])
-        rows = concatenate_datasets([self._remove_unused_columns(rows) for rows in (self.train_dataset, self.eval_dataset)])
-        why, _ = _fit(lambda size: keep(kept, rows, lengths, self.data_collator, size, self.folder), self.args.per_device_eval_batch_size,
-                      "eval_batch_size", self.args.world_size, lambda size: None)
-        if why and self.args.process_index == 0: self.progress.note(f"the frozen layers are computed anew in each epoch, which gives the same numbers: {why}")
-
     def run(self) -> None:
         "Train, from the newest checkpoint if there is one, and take the best weights."
         newest = newest_checkpoint(self.folder) if self.resumable else None
@@ -443,14 +450,14 @@ class FineTuner(BatchTrainer):
         if self.resumable and self.args.process_index == 0: _tidy(self.folder, newest)
         try:
             if not _is_over(self.track["history"], self.profile):
-                with self.lower_layers(): self.train(resume_from_checkpoint=str(newest) if newest else None)
+                with _lower_layers(self): self.train(resume_from_checkpoint=str(newest) if newest else None)
         finally: self.progress.close()                       # no bar is left open behind an error
         best = best_epoch(self.track["history"])
         if not best: raise ProfileError("The validation loss was not a number after any epoch: lower learning_rate.")
         self.accelerator.wait_for_everyone()
         load_model(self.model, str(self.folder / f"best-{best}" / "model.safetensors"))
 
-# %% ../nbs/06a_long_runs.ipynb #b0deae36
+# %% ../nbs/06a_long_runs.ipynb #5aae19d7
 CHECKPOINT_SECONDS = 60.0        # at most so much work is lost, in the middle of an epoch too
 
 
@@ -475,7 +482,7 @@ class Keeper(TrainerCallback):
         control.should_training_stop = _is_over(history, t.profile)
         control.should_save = t.resumable
 
-# %% ../nbs/06a_long_runs.ipynb #c8de00c5
+# %% ../nbs/06a_long_runs.ipynb #e70ec3b0
 # what may change between two legs of a run: it changes no number but through rounding (and micro_batch through the draws of dropout)
 _FREE = ("name", "task", "device", "eval_batch_size", "micro_batch", "pin_memory", "predict_precision", "docstring_libraries")
 
@@ -490,12 +497,12 @@ def run_settings(profile: Profile, device: str, label_names: list, *splits) -> d
     settings = {key: value for key, value in asdict(profile).items() if key not in _FREE}
     return settings | {"device": device, "precision": usable_precision(profile, device), "label_names": list(label_names), "rows": digest.hexdigest()[:16]}
 
-# %% ../nbs/06a_long_runs.ipynb #9ace5bdc
+# %% ../nbs/06a_long_runs.ipynb #6428cf52
 def write_run(folder: Path, settings: dict, finished: dict | None = None) -> None:
     with disk_errors(folder / "run.json"), whole(folder / "run.json") as part:
         part.write_text(json.dumps({"settings": settings, "finished": finished}, indent=1) + "\n", encoding="utf-8")
 
-# %% ../nbs/06a_long_runs.ipynb #6428cf52
+# %% ../nbs/06a_long_runs.ipynb #45b4d630
 def open_training(folder: Path, settings: dict) -> dict | None:
     "Begin or go on with the run in `folder`; its `track` if it is finished. Raises `RunError` if it is another run."
     if not (folder / "run.json").is_file():

@@ -279,6 +279,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                       'tutorial_clf/few_labels.py'),
                                          'tutorial_clf.few_labels._check_labelling': ( 'nbs/few_labels.html#_check_labelling',
                                                                                        'tutorial_clf/few_labels.py'),
+                                         'tutorial_clf.few_labels._correct': ('nbs/few_labels.html#_correct', 'tutorial_clf/few_labels.py'),
                                          'tutorial_clf.few_labels._few': ('nbs/few_labels.html#_few', 'tutorial_clf/few_labels.py'),
                                          'tutorial_clf.few_labels._saved': ('nbs/few_labels.html#_saved', 'tutorial_clf/few_labels.py'),
                                          'tutorial_clf.few_labels.active_curve': ( 'nbs/few_labels.html#active_curve',

@@ -23,6 +23,7 @@ import numpy as np
 from .checks import DataError, refuse
 from .compare import holm, seed_spread
 from .evaluate import EvaluateError, show_rows
+from .ladder import verdict
 from .pretrained import ModelError, embed, load_encoder, load_tokenizer
 from .runs import whole
 
@@ -262,6 +263,12 @@ def draw_gap(
     return dict(difference=difference, interval=(difference - half, difference + half), p=float(2 * t.sf(abs(difference) / error, draws - 1)))
 
 # %% ../nbs/11_few_labels.ipynb #dbd72958
+def _correct(tests: list) -> None:
+    "Add p_holm, over all of the `tests` of `draw_gap`, and the verdict to each; its interval becomes a list, for JSON."
+    for test, p in zip(tests, holm([test["p"] for test in tests]) if tests else []):
+        test |= dict(interval=list(test["interval"]), p_holm=float(p), verdict=verdict(test["difference"], p))
+
+
 def few_table(right: dict, against: str = "logistic regression") -> list[dict]:
     """A dictionary for each (method, labels per class) of `measure`: method, per_class, accuracy, between_draws (standard deviation),
     interval (draws and rows redrawn), and than_reference (difference, interval, p, p_holm, verdict; None for the reference)."""
@@ -272,8 +279,7 @@ def few_table(right: dict, against: str = "logistic regression") -> list[dict]:
         table.append(dict(method=name, per_class=k, draws=len(answers), accuracy=spread["accuracy"], between_draws=spread["between_seeds"], interval=list(spread["interval"]),
                           than_reference=None if name == against else draw_gap(answers, right[against, k])))
     tests = [row["than_reference"] for row in table if row["than_reference"]]
-    for test, p in zip(tests, holm([test["p"] for test in tests]) if tests else []):
-        test |= dict(p_holm=float(p), verdict="not shown" if p >= 0.05 else "better" if test["difference"] > 0 else "worse", interval=list(test["interval"]))
+    _correct(tests)
     return table
 
 # %% ../nbs/11_few_labels.ipynb #2d506d56
@@ -354,8 +360,7 @@ def active_results(bench: Bench, draws: int = 10, at=(50, 100, 150), budget: int
     places = {n: int(np.flatnonzero(counts >= n)[0]) for n in at if n <= counts[-1]}
     gaps = {name: {str(n): draw_gap(right[name][:, i], right["random"][:, i]) for n, i in places.items()} for name in asks if name != "random"}
     tests = [test for rule in gaps.values() for test in rule.values()]
-    for test, p in zip(tests, holm([test["p"] for test in tests]) if tests else []):
-        test |= dict(interval=list(test["interval"]), p_holm=float(p), verdict="not shown" if p >= 0.05 else "better" if test["difference"] > 0 else "worse")
+    _correct(tests)
     return dict(counts=counts.tolist(), accuracy={name: answers.mean(axis=2).tolist() for name, answers in right.items()}, than_random=gaps)
 
 # %% ../nbs/11_few_labels.ipynb #0dd9e92b

@@ -189,7 +189,7 @@ def test_conclusions_follow_the_verdicts(table):
 
 def test_the_table_fits_a_page_with_and_without_comparison(table):
     text = show_knobs(table)
-    assert max(map(len, text.splitlines())) <= 130 and "0.50" in text and "<0.001" in text and text.count("\n") == 5
+    assert max(map(len, text.splitlines())) <= 92 and "0.50" in text and "<0.001" in text and text.count("\n") == 11
     plain = show_knobs([as_row("a", "10"), as_row("b", "11") | {"trained": 1_500_000}])
     assert "verdict" not in plain and "1.50" in plain
 

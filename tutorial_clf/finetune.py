@@ -29,6 +29,15 @@ from .training import (EpochBatches, FineTuner, RunError, disk_errors, native_bf
                                    training_arguments, usable_precision, write_run)
 
 # %% ../nbs/06_fine_tune.ipynb #b1e6c8a2
+def _fingerprint(rows, tokenizer, max_length: int) -> str | None:
+    """The name of the encoded `rows` in the cache of `datasets`; None, and `datasets` finds one, for a tokenizer in Python.
+
+    By itself `datasets` hashes the tokenizer as an object, which takes longer than to encode a thousand texts."""
+    from datasets.fingerprint import Hasher
+    if not tokenizer.is_fast: return None
+    return Hasher.hash([rows._fingerprint, tokenizer.backend_tokenizer.to_str(), tokenizer.truncation_side, max_length])
+
+
 def _encoded(rows, tokenizer, max_length: int):
     "`rows` with `input_ids`, `attention_mask`, `length`, `labels` and nothing else; memory-mapped if `rows` are."
     from datasets.utils.logging import disable_progress_bar, enable_progress_bar, is_progress_bar_enabled
@@ -37,7 +46,7 @@ def _encoded(rows, tokenizer, max_length: int):
         return {**codes, "length": [len(ids) for ids in codes["input_ids"]], "labels": batch["label"]}
     bars = is_progress_bar_enabled()
     disable_progress_bar()
-    try: return rows.map(encoded, batched=True, remove_columns=rows.column_names)
+    try: return rows.map(encoded, batched=True, remove_columns=rows.column_names, new_fingerprint=_fingerprint(rows, tokenizer, max_length))
     finally:
         if bars: enable_progress_bar()
 

@@ -152,6 +152,9 @@ def against(
     return compared
 
 # %% ../nbs/06c_knobs.ipynb #676a2f19
+_HEAD = ["setting", "accuracy", "loss", "time", "trained", "difference", "95 % interval", "p (Holm)", "verdict"]
+
+
 def _cells(row: dict, start: dict) -> list:
     "One line of the table, as texts."
     trained, seen = row["trained"], row["against_start"] if "against_start" in row else None
@@ -162,13 +165,19 @@ def _cells(row: dict, start: dict) -> list:
     return cells + [f"{seen['difference']:+.3f}", "{:+.3f} to {:+.3f}".format(*seen["interval"]), p, seen["verdict"]]
 
 
+def _aligned(lines: list) -> str:
+    "Lines of cells as a table: the first column and verdicts to the left, numbers to the right."
+    wide = [max(map(len, column)) for column in zip(*lines)]
+    left = [head in ("setting", "verdict") for head in lines[0]]
+    return "\n".join("  ".join(c.ljust(w) if l else c.rjust(w) for c, w, l in zip(line, wide, left)).rstrip() for line in lines)
+
+
 def show_knobs(rows: list) -> str:
-    "What `turn` or `against` returned as a plain-text table: time as a share of the start's, trained weights in millions."
-    head = ["setting", "accuracy", "loss", "time", "trained", "difference", "95 % interval", "p (Holm)", "verdict"]
-    table = [line[:9 if "against_start" in rows[0] else 5] for line in [head, *(_cells(row, rows[0]) for row in rows)]]
-    wide = [max(map(len, column)) for column in zip(*table)]
-    lines = ["  ".join(c.ljust(w) if i in (0, 8) else c.rjust(w) for i, (c, w) in enumerate(zip(line, wide))).rstrip() for line in table]
-    return "\n".join([*lines, f"{rows[0]['n']:,} rows; {rows[0]['name']}: {rows[0]['seconds']:.0f} s"])
+    "What `turn` or `against` returned as plain text: time as a share of the start's, trained weights in millions."
+    lines = [_HEAD, *(_cells(row, rows[0]) for row in rows)]
+    blocks = [_aligned([line[:5] for line in lines])]
+    if "against_start" in rows[0]: blocks.append(_aligned([[line[0], *line[5:]] for i, line in enumerate(lines) if i != 1]))
+    return "\n\n".join([*blocks, f"{rows[0]['n']:,} rows; {rows[0]['name']}: {rows[0]['seconds']:.0f} s"])
 
 # %% ../nbs/06c_knobs.ipynb #f67e58a1
 def plot_knobs(rows: list, ax=None):

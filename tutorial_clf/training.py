@@ -33,7 +33,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_model, save_model
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 
-from .data import length_batches
+from .data import length_batches, row_batches
 from .frozen import KeptLayers, by_depth, keep
 from .profile import Profile, ProfileError, pick_device
 from .runs import whole
@@ -167,16 +167,19 @@ class EpochBatches:
     "Batch sampler: batches of row numbers, of like length, that depend on `seed` and the epoch alone; they are those of all processes together."
 
     def __init__(self, lengths, batch_size: int, seed: int):
-        self.lengths, self.batch_size, self.seed, self.epoch = np.asarray(lengths), batch_size, seed, 0
-        self.count = len(self.plan(0))
+        self.lengths, self.batch_size, self.seed, self.epoch = np.asarray(lengths, np.int64), batch_size, seed, 0
+        self.count = len(self._planned(0))
+
+    def _planned(self, epoch: int) -> list:
+        return row_batches(self.lengths, self.batch_size, int(np.random.SeedSequence([self.seed, epoch]).generate_state(1)[0]))
 
     def plan(self, epoch: int) -> list:
         "The batches of `epoch` (counted from 0), as lists of row numbers."
-        return length_batches(self.lengths, self.batch_size, int(np.random.SeedSequence([self.seed, epoch]).generate_state(1)[0]))
+        return [rows.tolist() for rows in self._planned(epoch)]
 
     def set_epoch(self, epoch: int): self.epoch = epoch
     def __len__(self): return self.count
-    def __iter__(self): return iter(self.plan(self.epoch))
+    def __iter__(self): return (rows.tolist() for rows in self._planned(self.epoch))
 
 # %% ../nbs/06a_long_runs.ipynb #0afe4f36
 def _share(inputs: dict, rank: int, world: int) -> tuple:

@@ -70,7 +70,18 @@ def speed() -> str:
     hardware, versions = train["hardware"], train["versions"]
     return "\n".join(["| texts per second under the profile `fast` | times as many |", "|---|---|"]
                      + [f"| {line} | {ratio[key]:.1f} |" for line, key in lines.items()]
-                     + ["", f"Medians of interleaved windows, recorded {train['recorded']} on {hardware['cores']} CPU cores ({hardware['processor']}), torch {versions['torch']}."])
+                     + ["", f"Medians of interleaved windows, recorded {train['recorded']} on {hardware['cores']} CPU cores ({hardware['processor']}), torch {versions['torch']}.", "", whole_runs()])
+
+
+def whole_runs() -> str:
+    "A sentence on the seconds of whole runs, and whether the accuracy is told apart."
+    found = load_run("bench-accuracy")["results"]["accuracy"]
+    def one(kind, peer):
+        test = found["paired_tests"][f"{kind} against {peer}"]
+        told = "not told apart" if test["p"] >= 0.05 else "told apart"
+        return f"{found['times_faster'][f'{kind} against {peer}']:.1f} times as fast ({test['difference']:+.3f}, {told}) as `Trainer` {peer}"
+    return (f"Whole runs of as many epochs on {found['train_rows']:,} SST-2 sentences, and the difference in accuracy on {found['dev_rows']} others: `fast` is "
+            f"{one('fast', 'padded')} and {one('fast', 'grouped')}; with the three lower layers kept, {one('kept', 'padded')} and {one('kept', 'grouped')}.")
 
 
 def picture() -> bytes:

@@ -123,7 +123,7 @@ def gradient_input(clf, texts, target=None) -> list:
         return (vectors * gradients(clf, vectors, t)).sum(dim=-1)[0]            # (T,)
     return _by_words(clf, texts, target, token_scores)
 
-# %% ../nbs/12_explain.ipynb #c5a39ff8
+# %% ../nbs/12_explain.ipynb #4fd488a1
 def _blank(clf, ids, inside):
     "Token numbers (1, T) with each token of a word replaced by the mask token, else the padding or end token."
     t = clf.tokenizer
@@ -144,7 +144,7 @@ def integrated_gradients(clf, texts, target=None, steps: int = 32) -> list:
     if not isinstance(steps, (int, np.integer)) or steps < 1: raise EvaluateError(f"steps = {steps!r} must be a whole number, at least 1.")
     return _by_words(clf, texts, target, lambda ids, inside, t: _along(clf, ids, inside, t, steps))
 
-# %% ../nbs/12_explain.ipynb #cd6e5c82
+# %% ../nbs/12_explain.ipynb #60b023ce
 def _rises(clf, texts, target) -> list:
     "F(text) - F(masks) of each text."
     rises = []
@@ -161,7 +161,7 @@ def completeness(clf, texts, target=None, steps: int = 32) -> np.ndarray:
     explained, (texts, target) = integrated_gradients(clf, texts, target, steps), _asked(clf, texts, target)
     return np.stack([[scores.sum() for _, scores in explained], _rises(clf, texts, target)], axis=1)
 
-# %% ../nbs/12_explain.ipynb #0c0c8b65
+# %% ../nbs/12_explain.ipynb #cbf40020
 def attention_maps(clf, ids):
     "Attention weights (layers, query, key) of one text's token numbers (1, T), averaged over the heads."
     before = clf.model.config._attn_implementation
@@ -179,7 +179,7 @@ def attention(clf, texts, target=None) -> list:
     "[(words, scores (W,))] for each text: what the token that the head reads takes from each word in the last layer. Raises `EvaluateError`."
     return _by_words(clf, texts, target, lambda ids, inside, t: attention_maps(clf, ids)[-1, _reader(clf)])
 
-# %% ../nbs/12_explain.ipynb #9ed39cc2
+# %% ../nbs/12_explain.ipynb #a0d0e89d
 def rolled_out(maps):
     "Share (T, T) of each token of the text in each token after all layers: the product of (A + I) / 2 over maps (layers, T, T)."
     flow = eye = torch.eye(maps.shape[-1], dtype=maps.dtype, device=maps.device)
@@ -191,7 +191,7 @@ def rollout(clf, texts, target=None) -> list:
     "[(words, scores (W,))] for each text: attention followed through all layers (Abnar and Zuidema 2020). Raises `EvaluateError`."
     return _by_words(clf, texts, target, lambda ids, inside, t: rolled_out(attention_maps(clf, ids))[_reader(clf)])
 
-# %% ../nbs/12_explain.ipynb #7e944fff
+# %% ../nbs/12_explain.ipynb #296e33e8
 def random_scores(clf, texts, target=None, seed: int = 0) -> list:
     "[(words, scores (W,))] for each text: random numbers. Raises `EvaluateError`."
     rng, (texts, _) = np.random.default_rng(seed), _asked(clf, texts, 0)
@@ -207,7 +207,7 @@ FLOORS = ("random", "word length")
 METHODS = {"random": random_scores, "word length": word_length, "attention": attention, "rollout": rollout, "gradient x input": gradient_input,
            "integrated gradients": integrated_gradients, "occlusion": occlusion}          # name → method; all are called alike
 
-# %% ../nbs/12_explain.ipynb #2187a466
+# %% ../nbs/12_explain.ipynb #32a6f18b
 class Shown:
     "Words and their scores for a notebook: coloured where it shows HTML, a sentence elsewhere."
     def __init__(self, page: str, sentence: str): self.page, self.sentence = page, sentence
@@ -227,7 +227,7 @@ def _sentence(words: list, scores: np.ndarray, title: str, label: str, order: li
     def some(sign): return ", ".join(f"{words[i]} {scores[i]:+.2f}" for i in order if sign * scores[i] > 0) or "no word"
     return f"{title}: for {label}: {some(1)}; against: {some(-1)}; all other words less."
 
-# %% ../nbs/12_explain.ipynb #11374f0d
+# %% ../nbs/12_explain.ipynb #5b08f281
 def show_words(
     words, scores,               # W words and their scores (W,), as a method gives them
     label: str = "the class",    # name of the class that was explained
@@ -246,7 +246,7 @@ def show_words(
     return Shown(f'<div role="group" aria-label="{html.escape(sentence)}" style="background:#fff;color:#000;padding:6px;line-height:2.2">'
                  f"<b>{html.escape(title)}</b> <small>{legend}, the stronger the darker; numbers on the largest scores</small><br>{text}</div>", sentence)
 
-# %% ../nbs/12_explain.ipynb #96b4fb66
+# %% ../nbs/12_explain.ipynb #6f0ec28e
 def marked_words(text: str, rationale: str) -> np.ndarray:
     "For each word of `text` (W,) whether the span `rationale` touches it. Raises `EvaluateError` where the text has no such span."
     if not rationale or rationale not in text: raise EvaluateError(f"The rationale {rationale!r} does not stand in the text {text[:60]!r}.")
@@ -263,7 +263,7 @@ def _fitting(explained, texts) -> list:
             raise EvaluateError(f"Explanation {i} (counted from 0) must have the words of its text, and one finite score for each.")
     return explained
 
-# %% ../nbs/12_explain.ipynb #69493ae9
+# %% ../nbs/12_explain.ipynb #96b4fb66
 def overlap(explained, texts, rationales) -> np.ndarray:
     "Area under the precision-recall curve (N,) of each text's ranking of words, marked words sought. Raises `EvaluateError`."
     from sklearn.metrics import average_precision_score
@@ -271,7 +271,7 @@ def overlap(explained, texts, rationales) -> np.ndarray:
     if len(rationales) != len(texts): raise EvaluateError(f"There are {len(texts)} texts and {len(rationales)} rationales: one for each is needed.")
     return np.array([average_precision_score(marked_words(text, r), scores) for (_, scores), text, r in zip(explained, texts, rationales)])
 
-# %% ../nbs/12_explain.ipynb #9b5e5503
+# %% ../nbs/12_explain.ipynb #d4218dd5
 def chance_overlap(marked) -> float:
     "Mean area under the precision-recall curve over all rankings of words, of which `marked` (W,) are sought. Raises `EvaluateError`."
     n, m = len(marked), int(np.sum(marked))
@@ -279,7 +279,7 @@ def chance_overlap(marked) -> float:
     share = (1 / np.arange(1, n + 1)).mean()                       # H_n / n
     return float(share + (m - 1) / (n - 1) * (1 - share)) if n > 1 else 1.0
 
-# %% ../nbs/12_explain.ipynb #8bbf587d
+# %% ../nbs/12_explain.ipynb #d2e73052
 def faithfulness(
     clf, texts,                # as the explanation was made for
     explained,                 # [(words, scores)] for each text
@@ -301,7 +301,7 @@ def faithfulness(
         found["sufficiency"].append(whole - ask(alone))
     return {measure: np.mean(values, axis=0) for measure, values in found.items()}
 
-# %% ../nbs/12_explain.ipynb #7bf94b8e
+# %% ../nbs/12_explain.ipynb #24e8d2d8
 def scrambled(clf, layers: int | None = None, seed: int = 0):
     """A copy of the classifier with shuffled weights: what stands above the layers and the `layers` topmost ones; all, if None.
     Each weight tensor keeps its numbers, in another order. Raises `EvaluateError` for more layers than there are."""
@@ -323,7 +323,7 @@ def rank_correlation(explained, others) -> np.ndarray:
     pairs = [(a, b) for (_, a), (_, b) in zip(explained, others, strict=True)]
     return np.array([spearmanr(a, b).statistic if min(np.ptp(a), np.ptp(b)) > 0 else 0.0 for a, b in pairs])
 
-# %% ../nbs/12_explain.ipynb #ef0bfc17
+# %% ../nbs/12_explain.ipynb #0a200e50
 STAGES = ("head", "upper half", "all weights")
 
 
@@ -338,7 +338,7 @@ def _collapse(clf, texts, target, explained: dict, seeds) -> dict:
                 found[name][stage].append(np.round(rank_correlation(explained[name], again), 3).tolist())
     return found
 
-# %% ../nbs/12_explain.ipynb #ee79c9d3
+# %% ../nbs/12_explain.ipynb #ef0bfc17
 def study(
     clf, texts,            # a Classifier and N texts
     labels, rationales,    # N positions of their classes, N spans that carry them
@@ -390,12 +390,12 @@ def judge(results: dict, draws: int = 2000, level: float = 0.05) -> list[dict]:
         test |= dict(p_holm=float(p), verdict=verdict(gain, p, level))
     return tests
 
-# %% ../nbs/12_explain.ipynb #b09e35ac
+# %% ../nbs/12_explain.ipynb #3bb4e286
 def sizes(results: dict, name: str, stage: str) -> np.ndarray:
     "Size of the rank correlation (N,) with the explanation after shuffling, mean over the seeds."
     return abs(np.array(results["methods"][name]["scrambled"][stage], float)).mean(axis=0)
 
-# %% ../nbs/12_explain.ipynb #1f23faf4
+# %% ../nbs/12_explain.ipynb #2681a06c
 def trust_table(results: dict, tests: list, limit: float = 0.2) -> list[dict]:
     """A line for each method: the less good of its verdicts against the two floors (`tests` from `judge`), whether a shuffled head changes it, how much
     more than chance is left of it with all weights shuffled (95 % interval), and `trust`: yes if it passes everything, that interval ending below `limit`."""
@@ -410,7 +410,7 @@ def trust_table(results: dict, tests: list, limit: float = 0.2) -> list[dict]:
         rows.append(dict(method=name, **against, head="yes" if head else "no", left=interval, trust="yes" if passed else "no"))
     return rows
 
-# %% ../nbs/12_explain.ipynb #982a9db4
+# %% ../nbs/12_explain.ipynb #781b340b
 def in_words(rows: list, n: int) -> str:
     "What `trust_table` says, as a sentence that says no more."
     passed, failed = ([row["method"] for row in rows if row["trust"] == answer] for answer in ("yes", "no"))

@@ -298,7 +298,7 @@ def show_few(table: list, against: str = "logistic regression") -> str:
                   f"   shown better than {against}: {', '.join(better) or 'none'}"]
     return "\n".join(lines)
 
-# %% ../nbs/11_few_labels.ipynb #e4daaecb
+# %% ../nbs/11_few_labels.ipynb #0e8e961e
 def by_chance(p, vectors, labelled, n: int, rng) -> np.ndarray:
     "Any `n` of the pool."
     return rng.permutation(len(vectors))[:n]
@@ -314,7 +314,7 @@ def by_entropy(p, vectors, labelled, n: int, rng) -> np.ndarray:
     "The `n` with the largest entropy."
     return np.argsort((p * np.log(np.maximum(p, 1e-300))).sum(axis=1), kind="stable")[:n]
 
-# %% ../nbs/11_few_labels.ipynb #0e8e961e
+# %% ../nbs/11_few_labels.ipynb #4309a94e
 def by_distance(p, vectors, labelled, n: int, rng) -> np.ndarray:
     "Core-set, greedily: `n` times the text whose most similar labelled or chosen text is least similar (Sener and Savarese 2018)."
     nearest, chosen = (vectors @ labelled.T).max(axis=1), []                    # (N,)
@@ -327,7 +327,7 @@ def by_distance(p, vectors, labelled, n: int, rng) -> np.ndarray:
 
 ASK = {"random": by_chance, "margin": by_margin, "entropy": by_entropy, "core-set": by_distance}     # (p (N, C), pool (N, D), labelled (L, D), n, rng) → rows
 
-# %% ../nbs/11_few_labels.ipynb #70708b34
+# %% ../nbs/11_few_labels.ipynb #91ce9a39
 def active_curve(
     vectors, labels,              # pool (N, D) and its labels (N,), looked up once a text is asked for
     test_vectors, test_labels,    # (M, D), (M,)
@@ -350,7 +350,7 @@ def active_curve(
         pool = np.setdiff1d(np.arange(len(labels)), known)
         known += pool[ask(model(vectors[pool]), vectors[pool], vectors[known], min(batch, budget - len(known)), rng)].tolist()
 
-# %% ../nbs/11_few_labels.ipynb #71b70e86
+# %% ../nbs/11_few_labels.ipynb #abae40a8
 def active_results(bench: Bench, draws: int = 10, at=(50, 100, 150), budget: int = 150, asks=tuple(ASK)) -> dict:
     "Ready for JSON: `counts` (S,), `accuracy` {rule: (draws, S)}, and `than_random` {rule: {labels: `draw_gap` with p_holm and verdict}}."
     runs = {name: [active_curve(bench.vectors, bench.labels, bench.test_vectors, bench.test_labels, ASK[name], budget=budget, draw=d) for d in range(draws)]
@@ -363,7 +363,7 @@ def active_results(bench: Bench, draws: int = 10, at=(50, 100, 150), budget: int
     _correct(tests)
     return dict(counts=counts.tolist(), accuracy={name: answers.mean(axis=2).tolist() for name, answers in right.items()}, than_random=gaps)
 
-# %% ../nbs/11_few_labels.ipynb #0dd9e92b
+# %% ../nbs/11_few_labels.ipynb #26e1394e
 def _check_labelling(texts, label_names) -> None:
     "Refuse what could not be read again by `load_task`."
     for i, text in enumerate(texts):
@@ -385,7 +385,7 @@ def _saved(path: Path, label_names) -> list:
         if len(row) != 2 or row[1] not in label_names: refuse(f"{path.name}, row {i}", f"{row[-1:]} is none of the labels {label_names}", "mend the row, or give its label too")
     return [tuple(row) for row in rows[1:]]
 
-# %% ../nbs/11_few_labels.ipynb #89ba9c60
+# %% ../nbs/11_few_labels.ipynb #a3f83708
 class LabelFile:
     "What of `texts` is labelled in the CSV file `path` (`done`), and what is left (`queue`). Raises `DataError`."
 
@@ -406,7 +406,7 @@ class LabelFile:
         with whole(self.path) as part: part.write_bytes(out.getvalue().encode())
         self.done = done                                                       # only now: what is on the disk is what is known
 
-# %% ../nbs/11_few_labels.ipynb #a3f83708
+# %% ../nbs/11_few_labels.ipynb #061fb914
 class Labeller(LabelFile):
     """Labels for `texts`, one by one, saved to the CSV file `path` (columns text, label) after each; an existing file is gone on with.
 
@@ -440,7 +440,7 @@ class Labeller(LabelFile):
     def _repr_html_(self) -> str: return label_page(self)
     def widget(self): return label_widget(self)
 
-# %% ../nbs/11_few_labels.ipynb #061fb914
+# %% ../nbs/11_few_labels.ipynb #bfd6ab0c
 def label_page(labeller: Labeller, buttons: bool = True) -> str:
     "Progress, the current text and (with `buttons`) the labels as HTML, everything escaped."
     text = "All texts are labelled." if labeller.current is None else html.escape(labeller.current)
@@ -448,7 +448,7 @@ def label_page(labeller: Labeller, buttons: bool = True) -> str:
     return (f'<div class="tex2jax_ignore mathjax_ignore"><p role="status">{len(labeller.done)} of {labeller.total} labelled</p>'
             f'<p style="white-space: pre-wrap; font-size: 1.2em">{text}</p><p>{names}</p></div>')
 
-# %% ../nbs/11_few_labels.ipynb #bc58f7cb
+# %% ../nbs/11_few_labels.ipynb #3420632b
 def label_widget(labeller: Labeller):
     "Buttons around `labeller`, for Jupyter: Tab goes from one to the next, Space or Enter presses. Needs ipywidgets."
     import ipywidgets as widgets

@@ -18,7 +18,7 @@ import torch
 from .data import length_batches
 from .profile import ProfileError
 
-# %% ../nbs/06b_frozen_layers.ipynb #2b1ef643
+# %% ../nbs/06b_frozen_layers.ipynb #fde2a735
 def layers_of(network) -> list:
     "The layers of `network`, the lowest first; an empty list where they cannot be told apart."
     return list(next((m for m in network.base_model.modules() if isinstance(m, torch.nn.ModuleList) and len(m) == network.config.num_hidden_layers), []))
@@ -33,7 +33,7 @@ def depths(network) -> dict:
     before = {id(weight) for weight in takewhile(lambda weight: weight is not first, network.base_model.parameters())}
     return {name: 0 if id(weight) in before else inside.get(id(weight), len(layers) + 1) for name, weight in network.named_parameters()}
 
-# %% ../nbs/06b_frozen_layers.ipynb #839f40e1
+# %% ../nbs/06b_frozen_layers.ipynb #0e472a77
 def freeze(network, what: str) -> int:
     "Keep the embeddings of `network` as they are (`embeddings`), and its n lowest layers too (`n`); returns how many weights are still trained."
     if what != "none":
@@ -44,7 +44,7 @@ def freeze(network, what: str) -> int:
             if depth[name] <= count: weight.requires_grad_(False)
     return sum(weight.numel() for weight in network.parameters() if weight.requires_grad)
 
-# %% ../nbs/06b_frozen_layers.ipynb #8e9bb35b
+# %% ../nbs/06b_frozen_layers.ipynb #d22dc1a5
 def _lower(network, count: int) -> list:
     "The modules of `network` up to its layer number `count`: what comes before the layers, and so many layers."
     layers = layers_of(network)
@@ -55,7 +55,7 @@ def _lower(network, count: int) -> list:
 class _Enough(Exception):
     "The output that was wanted is there, and the rest of the network need not run."
 
-# %% ../nbs/06b_frozen_layers.ipynb #3d2916f0
+# %% ../nbs/06b_frozen_layers.ipynb #17fdb811
 class KeptLayers:
     """The `count` lowest layers of `network`, which are frozen: they run without dropout, and after `keep` not at all.
 
@@ -92,7 +92,7 @@ class KeptLayers:
         self.states = self.given = None
         if self.file is not None: self.file.close()
 
-# %% ../nbs/06b_frozen_layers.ipynb #83c6cc98
+# %% ../nbs/06b_frozen_layers.ipynb #a6625567
 def _run_to(layer, network, batch: dict, whole: bool) -> tuple:
     "Call `network`, no further than `layer` unless `whole`; returns the output of `layer` and the logits (None if it stopped before)."
     caught = []
@@ -113,7 +113,7 @@ def _hindrance(output, batch: dict, tokens: int, folder) -> str:
     # half of what is free: the checkpoints need room too
     return "there is not the room on the disk" if 2 * tokens * output.shape[2] * output.element_size() > shutil.disk_usage(folder).free else ""
 
-# %% ../nbs/06b_frozen_layers.ipynb #986ae342
+# %% ../nbs/06b_frozen_layers.ipynb #cd49d421
 def keep(kept: KeptLayers, rows, lengths, collate, batch_size: int, folder) -> str:
     """Compute the outputs of `kept` once for all `rows` and keep them in a file without a name in `folder`; returns why not, or "".
 
@@ -148,7 +148,7 @@ def _agrees(kept: KeptLayers, rows, collate, answers: dict) -> bool:
     wanted = torch.stack([answers[row] for row in chosen]).float()
     return torch.allclose(kept.network(**batch).logits.float(), wanted, **dict.fromkeys(("rtol", "atol"), 3e-2 if torch.is_autocast_enabled(wanted.device.type) else 1e-4))
 
-# %% ../nbs/06b_frozen_layers.ipynb #6fea2ed2
+# %% ../nbs/06b_frozen_layers.ipynb #7729bd3c
 def by_depth(network, groups: list, decay: float) -> list:
     "The parameter `groups` of an optimiser, split so that the rate of each layer is `decay` times that of the layer above; the embeddings come last."
     depth, named = depths(network), dict(network.named_parameters())
@@ -157,7 +157,7 @@ def by_depth(network, groups: list, decay: float) -> list:
              for group in groups for level, level_weights in enumerate(levels)]
     return [{**group, "params": weights, "lr": group["lr"] * decay ** (len(levels) - 1 - level)} for group, level, weights in split if weights]
 
-# %% ../nbs/06b_frozen_layers.ipynb #8c57f795
+# %% ../nbs/06b_frozen_layers.ipynb #a0307121
 # how models call them: query, q_lin, q_proj, ..., or one matrix for query, key and value
 _QUERY_OR_VALUE = re.compile(r"(query|value|q|v)(_\w+)?|Wqkv|qkv|c_attn|in_proj")
 
@@ -190,7 +190,7 @@ def merge_lora(network) -> None:
             module.merge()
             network.set_submodule(name, module.get_base_layer())
 
-# %% ../nbs/06b_frozen_layers.ipynb #3be2aaca
+# %% ../nbs/06b_frozen_layers.ipynb #7e5c897e
 def choose_trained(network, profile) -> int:
     "Prepare `network` for what `profile` says of lora_rank, freeze and layer_decay; returns how many weights are trained. Raises `ProfileError`."
     if profile.lora_rank: add_lora(network, profile.lora_rank)

@@ -64,7 +64,7 @@ def adjusted(
     shifted = p * priors[1] / priors[0]
     return shifted / shifted.sum(axis=1, keepdims=True)
 
-# %% ../nbs/09_imbalance.ipynb #53bed56a
+# %% ../nbs/09_imbalance.ipynb #aea5ed85
 def _logistic(x, y, C: float, weight=None):
     "Function from vectors (M, D) to the probability of class 1, (M,): logistic regression."
     from sklearn.linear_model import LogisticRegression
@@ -81,7 +81,7 @@ def weighted(x, y, seed: int = 0, C: float = 1.0):
     "As `nothing`, with `class_weights` in the loss."
     return _logistic(x, y, C, "balanced"), 0.5
 
-# %% ../nbs/09_imbalance.ipynb #ebf89737
+# %% ../nbs/09_imbalance.ipynb #4ed21b26
 def _resampled(sampler, x, y, C: float): return _logistic(*sampler.fit_resample(x, y), C), 0.5
 
 
@@ -104,7 +104,7 @@ def smote(x, y, seed: int = 0, C: float = 1.0):
     if neighbours < 1: raise EvaluateError("SMOTE draws between two rare rows, and there is only one.")
     return _resampled(SMOTE(random_state=seed, k_neighbors=neighbours), x, y, C)
 
-# %% ../nbs/09_imbalance.ipynb #d394fb97
+# %% ../nbs/09_imbalance.ipynb #989b0465
 def linear_head(x, y, loss, C: float = 1.0):
     """Function from vectors (M, D) to the probability of class 1, (M,), after making `loss` (of logits (N, 2) and labels (N,)) + |v|² / (2 C N)
     as small as L-BFGS can; with cross-entropy that is scikit-learn's `LogisticRegression`."""
@@ -129,7 +129,7 @@ def focal(x, y, seed: int = 0, C: float = 1.0):
     from tutorial_clf.losses import focal_loss
     return linear_head(x, y, focal_loss, C), 0.5
 
-# %% ../nbs/09_imbalance.ipynb #2892d88c
+# %% ../nbs/09_imbalance.ipynb #eb76042f
 def batch_head(x, y, batches, C: float = 1.0, rate: float = 0.02):
     "As `linear_head` with cross-entropy, by Adam over `batches`, lists of row numbers; the learning rate falls from `rate` to 0."
     import torch
@@ -155,7 +155,7 @@ def balanced(x, y, seed: int = 0, C: float = 1.0, steps: int = 600):
         epoch += 1
     return batch_head(x, y, batches[:steps], C), 0.5
 
-# %% ../nbs/09_imbalance.ipynb #76a85bd7
+# %% ../nbs/09_imbalance.ipynb #ef13fa20
 def best_threshold(labels, scores, metric: str = "f1", share: float | None = None) -> float:
     """The threshold on the `scores` (N,) of class 1 with the best `metric` of `measures` on rows that the model has not learned from;
     halfway between two scores. `share` of the rare class: default as in `labels`. Raises `EvaluateError`."""
@@ -179,7 +179,7 @@ def thresholded(x, y, seed: int = 0, C: float = 1.0):
     unseen = cross_val_predict(LogisticRegression(C=C, tol=1e-6, max_iter=5000), x, y, cv=folds, method="predict_proba")[:, 1]
     return _logistic(x, y, C), best_threshold(y, unseen)
 
-# %% ../nbs/09_imbalance.ipynb #ef13fa20
+# %% ../nbs/09_imbalance.ipynb #4a3d51f2
 def logit_adjusted(x, y, seed: int = 0, C: float = 1.0):
     "As `nothing`, with the probabilities `adjusted` to equal shares."
     predict, share = _logistic(x, y, C), float(np.mean(y))
@@ -192,7 +192,7 @@ def logit_adjusted(x, y, seed: int = 0, C: float = 1.0):
 REMEDIES = {"nothing": nothing, "over-sampling": over_sampled, "under-sampling": under_sampled, "SMOTE": smote, "class weights": weighted,
             "balanced batches": balanced, "focal loss": focal, "logit adjustment": logit_adjusted, "threshold": thresholded}
 
-# %% ../nbs/09_imbalance.ipynb #6c372ae5
+# %% ../nbs/09_imbalance.ipynb #5946959d
 def _judge(labels, p, threshold: float, rows, share: float) -> dict:
     """Measure → (B,): those of `measures`, ap, log_score and claimed, for B lines of weights `rows` (B, N) of the test rows, in which
     the weights of each class add up to one; `share` is that of the rare class where the classifier will be used."""
@@ -207,7 +207,7 @@ def _judge(labels, p, threshold: float, rows, share: float) -> dict:
         ap=(np.diff(r, axis=1, prepend=0) * precision).sum(axis=1), log_score=share * mean(right, rare) + (1 - share) * mean(right, ~rare),
         claimed=mean(p, rare) + (1 - share) / share * mean(p, ~rare))
 
-# %% ../nbs/09_imbalance.ipynb #5946959d
+# %% ../nbs/09_imbalance.ipynb #72c51908
 def card(labels, p, threshold: float = 0.5, share: float | None = None) -> dict:
     """Measure → value for probabilities `p` (N,) of the rare class, 1 in `labels` (N,): recall, precision, f1, balanced accuracy, ap
     (average precision), log_score and claimed, in a world with the `share` of rare rows; default: as in `labels`. Raises `EvaluateError`."""
@@ -218,7 +218,7 @@ def card(labels, p, threshold: float = 0.5, share: float | None = None) -> dict:
     rows = (1 / counts)[labels][None]                                                            # (1, N)
     return {name: float(value[0]) for name, value in _judge(labels, p, threshold, rows, counts[1] / len(labels) if share is None else share).items()}
 
-# %% ../nbs/09_imbalance.ipynb #253a66e0
+# %% ../nbs/09_imbalance.ipynb #094bf047
 def pair(task: Task, common: str, rare: str) -> dict:
     "Split → (texts, labels (N,)) of the rows of two classes of `task`: 0 for the one that is to be `common`, 1 for the `rare` one. Raises `EvaluateError`."
     for name in (common, rare):
@@ -241,7 +241,7 @@ def thin(labels, ratio: float, common: int, seed: int = 0) -> np.ndarray:
         chosen.append(rng.permutation(rows)[:n])
     return np.sort(np.concatenate(chosen))
 
-# %% ../nbs/09_imbalance.ipynb #bb8170d1
+# %% ../nbs/09_imbalance.ipynb #9714dea3
 def _redrawn(labels, redraws: int, rng) -> np.ndarray:
     "Weights of the test rows, (redraws + 1, N), those of each class adding up to one: as they are, then redrawn within each class."
     rows = np.zeros((redraws + 1, len(labels)))
@@ -262,7 +262,7 @@ def _gain(remedy: np.ndarray, nothing: np.ndarray, draws: np.ndarray) -> dict:
     return dict(mean=float(remedy[0].mean()), gain=gain, interval=[float(q) for q in np.quantile(redrawn, [0.025, 0.975])],
                 p=1.0 if error < 1e-9 else float(2 * t.sf(abs(gain) / error, draws.shape[1] - 1)))
 
-# %% ../nbs/09_imbalance.ipynb #1ffc1bb2
+# %% ../nbs/09_imbalance.ipynb #42e4f9bf
 def judged(
     labels,                # (N,) test rows, 1 is the rare class
     outcomes: dict,        # remedy → for each of J draws (probabilities (N,) of the rare class, threshold); "nothing" among the remedies
@@ -286,7 +286,7 @@ def judged(
     return [dict(remedy=name) | against(table, "nothing") | ({"than_threshold": against(table, "threshold")} if "threshold" in tables else {})
             for name, table in tables.items()]
 
-# %% ../nbs/09_imbalance.ipynb #42e4f9bf
+# %% ../nbs/09_imbalance.ipynb #5c0f2160
 GRID = (0.01, 0.1, 1.0, 10.0)        # C to choose from
 _CUTS = ("logit adjustment", "threshold")       # they cut the order that "nothing" makes at another place
 
@@ -301,7 +301,7 @@ def choose_C(x, labels, held, held_labels, ratio: float, common: int, remedy, dr
             found[C] += _judge(held_labels, p, 0.5, (1 / counts)[held_labels][None], 1 / (1 + ratio))["ap"][0]
     return max(found, key=found.get)
 
-# %% ../nbs/09_imbalance.ipynb #f18e7daa
+# %% ../nbs/09_imbalance.ipynb #3bc48d83
 def sweep(
     train, held, test,      # (x (N, D), labels (N,)) each: rows to draw training rows from, to choose C on, and to judge on; 1 is the rare class
     ratios,                 # common rows for each rare one, such as (2, 10, 100)
@@ -325,7 +325,7 @@ def sweep(
         found += [dict(ratio=ratio, C=C[row["remedy"]]) | row for row in judged(test[1], outcomes, 1 / (1 + ratio), redraws, seed)]
     return found
 
-# %% ../nbs/09_imbalance.ipynb #5c0f2160
+# %% ../nbs/09_imbalance.ipynb #9060468a
 GOALS = {"f1": "F1", "balanced": "balanced accuracy", "ap": "average precision", "log_score": "log score"}
 
 

@@ -90,7 +90,7 @@ def speed_table(results: dict, limits: dict | None = None) -> list[dict]:
         rows.append(row)
     return rows
 
-# %% ../nbs/14_speed.ipynb #295adf9d
+# %% ../nbs/14_speed.ipynb #5cd955c4
 def plot_speed(results: dict, limits: dict, ax=None):
     "Texts per second of each contender (dots: single windows; bar: median), and the line at which its matrix products alone, at the rate of `limits`, would end. Returns the axes."
     import matplotlib.pyplot as plt

@@ -145,7 +145,7 @@ def test_a_search_never_sees_the_held_out_fold_and_begins_with_the_start(toy_tas
         p = 1 / (1 + abs(settings["learning_rate"] - 3e-4) / 1e-4)                # the nearer to 3e-4, the surer of class 0
         return SimpleNamespace(predict_proba=lambda texts: np.tile([p, (1 - p) / 2, (1 - p) / 2], (len(texts), 1)))
     monkeypatch.setattr("tutorial_clf.finetune.fine_tune", fake)
-    clf = search(part, 7, load_profile("fast", learning_rate=2e-4), trials=5)
+    clf = search(part, 7, load_profile("fast", learning_rate=2e-4, epochs=5), trials=5)
     assert len(calls) == 6 and len(clf.searched) == 5 and clf.seconds > 0
     first = {key: clf.searched[0][key] for key in ("learning_rate", "epochs", "freeze", "layer_decay")}
     assert first == dict(learning_rate=2e-4, epochs=5, freeze="embeddings", layer_decay=1.0)

@@ -450,16 +450,17 @@ def part_predict(options):
 
 
 def part_growth(options):
+    from tutorial_clf.speed import interleaved
     sizes, grown = [1000, 10_000, 100_000, 1_000_000], {"predict": {}, "data": {}}
     if options.rows: sizes = [options.rows * 10**i for i in range(3)]
     with tempfile.TemporaryDirectory() as folder:
         small_model(folder)
-        turns = {(path, n): [] for path, n in [("predict", n) for n in sizes[:3]] + [("data", n) for n in sizes]}
-        for _ in range(options.repeats):
-            for (path, n), found in turns.items():
-                found.append(alone(f"grow_{path}", n=n, **(dict(folder=folder) if path == "predict" else {})))
-                say(f"growth, {path}, {n:,} texts: {found[-1]['texts_per_second']:,.0f} texts/s, peak {found[-1]['peak_mb']:.0f} MB, added {found[-1]['added_mb']:.0f} MB")
-    for (path, n), found in turns.items(): grown[path][str(n)] = {key: median(each[key] for each in found) for key in found[0]} | dict(rounds=found)
+        def one(path, n):
+            found = alone(f"grow_{path}", n=n, **(dict(folder=folder) if path == "predict" else {}))
+            say(f"growth, {path}, {n:,} texts: {found['texts_per_second']:,.0f} texts/s, peak {found['peak_mb']:.0f} MB, added {found['added_mb']:.0f} MB")
+            return found
+        rounds = interleaved({(path, n): partial(one, path, n) for path, n in [("predict", n) for n in sizes[:3]] + [("data", n) for n in sizes]}, options.repeats)
+    for (path, n), found in rounds.items(): grown[path][str(n)] = {key: median(each[key] for each in found) for key in found[0]} | dict(rounds=found)
     for path in list(grown):
         each = list(grown[path].values())
         for key, name in (("texts_per_second", "speed_spread"), ("peak_mb", "memory_spread")):

@@ -75,12 +75,13 @@ def speed() -> str:
 
 def whole_runs() -> str:
     "A sentence on the seconds of whole runs, and whether the accuracy is told apart."
-    found = load_run("bench-accuracy")["results"]["accuracy"]
+    results = load_run("bench-accuracy")["results"]
+    found = results["accuracy"]
     def one(kind, peer):
         test = found["paired_tests"][f"{kind} against {peer}"]
         told = "not told apart" if test["p"] >= 0.05 else "told apart"
         return f"{found['times_faster'][f'{kind} against {peer}']:.1f} times as fast ({test['difference']:+.3f}, {told}) as the {peer} `Trainer`"
-    return (f"Whole runs of as many epochs on {found['train_rows']:,} SST-2 sentences, and the difference in accuracy on {found['dev_rows']} others: `fast` is "
+    return (f"Whole runs of as many epochs on {found['train_rows']:,} of the {results['texts']}, and the difference in accuracy on {found['dev_rows']} others: `fast` is "
             f"{one('fast', 'padded')} and {one('fast', 'grouped')}; with the three lower layers kept, {one('kept', 'padded')} and {one('kept', 'grouped')}.")
 
 

@@ -46,7 +46,9 @@ readme: $(READY)
 
 record: $(READY)
 	@test -n "$(RUN)" || { echo 'make record RUN=name: which? See data/runs' >&2; exit 1; }
-	TUTORIAL_CLF_RECORD=$(RUN) $(MAKE) render CHAPTER="$$(grep -l 'recording(\\"$(RUN)\\")' nbs/*.ipynb)"
+	@chapter="$$(grep -l 'recording(\\"$(RUN)\\")' $(filter-out nbs/00b_runs.ipynb,$(CHAPTERS)))"; \
+	test -n "$$chapter" || { echo 'make record: no chapter makes the run $(RUN); `make bench` makes those that begin with bench-' >&2; exit 1; }; \
+	TUTORIAL_CLF_RECORD=$(RUN) $(MAKE) render CHAPTER="$$chapter"
 
 bench: $(READY)
 	$(BIN)/python .ci/bench.py $(ARGS)

@@ -29,6 +29,7 @@ def learning_path() -> str:
         title, subtitle = re.search(r"^# (.+)$", first, re.M)[1], re.search(r"^> (.+)$", first, re.M)[1]
         took = seconds[path.stem]
         lines.append(f"| [{path.stem.split('_')[0]} {title}](nbs/{path.name}) | {subtitle} | {f'{took} s' if took < 100 else f'{took / 60:.0f} min'} |")
+    lines.append(f"| all of them | | {sum(seconds[path.stem] for path in (ROOT / 'nbs').glob('*.ipynb')) / 60:.0f} min |")
     return "\n".join(lines)
 
 
@@ -44,19 +45,28 @@ def score_card() -> str:
 
 
 def ladders() -> str:
-    "A row for each recorded ladder: accuracy of each rung from TF-IDF up, with its interval."
-    from tutorial_clf.ladder import RUNGS
+    """A row for each recorded ladder: accuracy of each rung from TF-IDF up, with its interval; and a sentence on what training the encoder adds.
+
+    Bold: better than TF-IDF, by Holm's correction for all such comparisons of the table."""
+    from tutorial_clf.compare import holm
+    from tutorial_clf.ladder import RUNGS, verdict
     names = [path.stem.removeprefix("ladder-") for path in sorted((ROOT / "data" / "runs").glob("ladder-*.json"))]
     names.sort(key=lambda name: (name in PUBLIC, name))
-    def cell(rung):
-        better = rung["better_than_below"] and rung["better_than_below"]["verdict"] == "better"
-        return "{}{:.3f}{} ({:.3f} to {:.3f})".format("**" * bool(better), rung["accuracy"], "**" * bool(better), *rung["accuracy_interval"])
+    climbed = {name: {rung["name"]: rung for rung in load_run(f"ladder-{name}")["results"]} for name in names}
+    def better(pairs: list, lower: str) -> set:
+        "Those (task, rung) of `pairs` that are shown to be better than the rung `lower` of the same task."
+        tests = [climbed[name][rung]["against"][lower] for name, rung in pairs]
+        return {pair for pair, test, p in zip(pairs, tests, holm([test["p"] for test in tests])) if verdict(test["difference"], p) == "better"}
     shown = list(RUNGS)[list(RUNGS).index("TF-IDF"):]
+    bold = better([(name, rung) for name in names for rung in shown[1:]], "TF-IDF")
     lines = ["| task | test rows | " + " | ".join(shown) + " |", "|---" * (len(shown) + 2) + "|"]
     for name in names:
-        climbed = {rung["name"]: rung for rung in load_run(f"ladder-{name}")["results"]}
-        lines.append(f"| `{name}` | {climbed['TF-IDF']['n']:,} | " + " | ".join(cell(climbed[rung]) for rung in shown) + " |")
-    return "\n".join(lines)
+        cells = ["{0}{1:.3f}{0} ({2:.3f} to {3:.3f})".format("**" * ((name, rung) in bold), climbed[name][rung]["accuracy"], *climbed[name][rung]["accuracy_interval"])
+                 for rung in shown]
+        lines.append(f"| `{name}` | {climbed[name]['TF-IDF']['n']:,} | " + " | ".join(cells) + " |")
+    trained = better([(name, "fine-tuned") for name in names], "frozen encoder")
+    told, open_ = (", ".join(f"`{name}`" for name in names if ((name, "fine-tuned") in trained) == yes) for yes in (True, False))
+    return "\n".join(lines) + f"\n\nFine-tuned against frozen: shown better on {told}; not on {open_}."
 
 
 def speed() -> str:
@@ -68,21 +78,31 @@ def speed() -> str:
              "prediction, against `pipeline`, one text at a time": "vs_one_by_one",
              "prediction, against `pipeline`, 32 texts at a time": "vs_batched"}
     hardware, versions = train["hardware"], train["versions"]
-    return "\n".join(["| texts per second under the profile `fast` | times as many |", "|---|---|"]
-                     + [f"| {line} | {ratio[key]:.1f} |" for line, key in lines.items()]
-                     + ["", f"Medians of interleaved windows, recorded {train['recorded']} on {hardware['cores']} CPU cores ({hardware['processor']}), torch {versions['torch']}.", "", whole_runs()])
+    plain = {"vs_padded": "embeddings against padded", "vs_grouped": "embeddings against grouped",
+             "vs_one_by_one": "float32 against one by one", "vs_batched": "float32 against batched"}
+    def times(one): return "{median:.1f} ({low:.1f} to {high:.1f})".format(**one)
+    each = train["results"]["train"]["ratios"] | predict["results"]["predict"]["ratios"]
+    ours = {"vs_padded": "fast", "vs_grouped": "fast", "vs_one_by_one": predict["results"]["predict"]["ours"], "vs_batched": predict["results"]["predict"]["ours"]}
+    rows = [f"| {line} | {times(each[ours[key] + ' against ' + plain[key].split(' against ')[1]])} | {times(each[plain[key]])} |" for line, key in lines.items()]
+    return "\n".join(["| texts per second under the profile `fast` | times as many | in float32 |", "|---|---|---|", *rows, "",
+                      f"Medians of interleaved windows (lowest and highest in brackets), recorded {train['recorded']} on {hardware['cores']} cores of a server processor "
+                      f"with bf16 ({hardware['processor']}), torch {versions['torch']}.", "", whole_runs()])
 
 
 def whole_runs() -> str:
-    "A sentence on the seconds of whole runs, and whether the accuracy is told apart."
+    "Sentences on the seconds of whole runs, and on the difference in accuracy."
+    from tutorial_clf.ladder import difference_interval
     results = load_run("bench-accuracy")["results"]
     found = results["accuracy"]
     def one(kind, peer):
         test = found["paired_tests"][f"{kind} against {peer}"]
+        low, high = difference_interval(test["only_a"], test["only_b"], test["n"])
         told = "not told apart" if test["p"] >= 0.05 else "told apart"
-        return f"{found['times_faster'][f'{kind} against {peer}']:.1f} times as fast ({test['difference']:+.3f}, {told}) as the {peer} `Trainer`"
-    return (f"Whole runs of as many epochs on {found['train_rows']:,} of the {results['texts']}, and the difference in accuracy on {found['dev_rows']} others: `fast` is "
-            f"{one('fast', 'padded')} and {one('fast', 'grouped')}; with the three lower layers kept, {one('kept', 'padded')} and {one('kept', 'grouped')}.")
+        return f"{found['times_faster'][f'{kind} against {peer}']:.1f} times as fast as the {peer} `Trainer` ({test['difference']:+.3f}, {low:+.3f} to {high:+.3f}, {told})"
+    def both(kind): return f"{one(kind, 'padded')} and {one(kind, 'grouped')}"
+    return (f"Whole runs on {found['train_rows']:,} of the {results['texts']}, one seed, with the difference in accuracy on {found['dev_rows']} others and its 95 % interval. "
+            f"As it is, with three epochs against the two of its peers, `fast` is {both('ours')}; with the three lower layers kept as well, {both('ours, kept')}. "
+            f"Held to two epochs, {both('fast')}; with the three lower layers kept, {both('kept')}.")
 
 
 def picture() -> bytes:

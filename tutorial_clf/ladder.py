@@ -285,7 +285,7 @@ def ladder(
     tries: dict | None = None,               # rung → settings of `fine_tune` to choose from; default: `TRIES`
     **overrides,                             # fields of the profile to set by hand, such as epochs=3
 ) -> list[dict]:
-    """Seven classifiers, each compared with the one below on the same test rows: a dictionary for each rung, ready for JSON.
+    """Train seven classifiers and compare each with the one below on the same test rows: a dictionary for each rung, ready for JSON. No classifier is kept.
 
     Keys: name, n, accuracy, macro_f1, log_loss (each with `_interval`), calibration_error, calibration_chance_95, calibration_excess,
     train_seconds, texts_per_second, megabytes, chosen, better_than_below (difference, interval, only_this, only_below, p, p_holm, verdict;

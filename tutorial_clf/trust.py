@@ -243,7 +243,7 @@ def fill(template: str, **slots) -> list[str]:
 
 # %% ../nbs/07a_trust.ipynb #42a37f91
 def with_typo(texts, seed: int = 0) -> list[str]:
-    "Each text with two neighbouring letters swapped inside one of its words; the same text where no word has four different letters."
+    "Each text with two neighbouring letters swapped inside one of its words; the same text where no word has two unlike neighbours between its first and its last letter."
     rng, changed = np.random.default_rng(seed), []
     for text in texts:
         places = [m.start() + i for m in re.finditer(r"[^\W\d_]{4,}", text) for i in range(1, len(m[0]) - 2) if m[0][i] != m[0][i + 1]]

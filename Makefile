@@ -46,7 +46,7 @@ readme: $(READY)
 
 record: $(READY)
 	@test -n "$(RUN)" || { echo 'make record RUN=name: which? See data/runs' >&2; exit 1; }
-	@chapter="$$(grep -l 'recording(\\"$(RUN)\\")' $(filter-out nbs/00b_runs.ipynb,$(CHAPTERS)))"; \
+	@chapter="$$(grep -l 'recording(\\"$(RUN)\\")' nbs/*.ipynb)"; \
 	test -n "$$chapter" || { echo 'make record: no chapter makes the run $(RUN); `make bench` makes those that begin with bench-' >&2; exit 1; }; \
 	TUTORIAL_CLF_RECORD=$(RUN) $(MAKE) render CHAPTER="$$chapter"
 

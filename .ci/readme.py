@@ -22,15 +22,15 @@ PUBLIC = ("sst2", "trec", "sms", "banking77")        # their texts are not shipp
 
 def learning_path() -> str:
     "A table row for each chapter: number and title with a link, subtitle, and how long a run took."
-    seconds = load_run("minutes")["results"]
+    seconds, total = load_run("minutes")["results"], 0
     lines = ["| chapter | what it is about | one run |", "|---|---|---|"]
     for path in sorted((ROOT / "nbs").glob("*.ipynb")):
         first = "".join(json.loads(path.read_text(encoding="utf-8"))["cells"][0]["source"])
         title, subtitle = re.search(r"^# (.+)$", first, re.M)[1], re.search(r"^> (.+)$", first, re.M)[1]
         took = seconds[path.stem]
         lines.append(f"| [{path.stem.split('_')[0]} {title}](nbs/{path.name}) | {subtitle} | {f'{took} s' if took < 100 else f'{took / 60:.0f} min'} |")
-    lines.append(f"| all of them | | {sum(seconds[path.stem] for path in (ROOT / 'nbs').glob('*.ipynb')) / 60:.0f} min |")
-    return "\n".join(lines)
+        total += took
+    return "\n".join([*lines, f"| all of them | | {total / 60:.0f} min |"])
 
 
 def score_card() -> str:
@@ -65,28 +65,25 @@ def ladders() -> str:
                  for rung in shown]
         lines.append(f"| `{name}` | {climbed[name]['TF-IDF']['n']:,} | " + " | ".join(cells) + " |")
     trained = better([(name, "fine-tuned") for name in names], "frozen encoder")
-    told, open_ = (", ".join(f"`{name}`" for name in names if ((name, "fine-tuned") in trained) == yes) for yes in (True, False))
-    return "\n".join(lines) + f"\n\nFine-tuned against frozen: shown better on {told}; not on {open_}."
+    def listed(some): return ", ".join(f"`{name}`" for name in some)
+    told = [name for name in names if (name, "fine-tuned") in trained]
+    return "\n".join([*lines, "", f"Fine-tuned against frozen: shown better on {listed(told)}; not on {listed(name for name in names if name not in told)}."])
 
 
 def speed() -> str:
     "The medians of `make bench`: ours against the public ways of doing the same."
     train, predict = load_run("bench-train"), load_run("bench-predict")
-    ratio = train["results"]["train"] | predict["results"]["predict"]
-    lines = {"training, against `Trainer` with every text padded to 128 tokens": "vs_padded",
-             "training, against `Trainer` with batches of like length": "vs_grouped",
-             "prediction, against `pipeline`, one text at a time": "vs_one_by_one",
-             "prediction, against `pipeline`, 32 texts at a time": "vs_batched"}
+    ratios, answers = train["results"]["train"]["ratios"] | predict["results"]["predict"]["ratios"], predict["results"]["predict"]["ours"]
+    lines = [("training, against `Trainer` with every text padded to 128 tokens", "fast", "embeddings", "padded"),       # ours, ours in float32, peer
+             ("training, against `Trainer` with batches of like length", "fast", "embeddings", "grouped"),
+             ("prediction, against `pipeline`, one text at a time", answers, "float32", "one by one"),
+             ("prediction, against `pipeline`, 32 texts at a time", answers, "float32", "batched")]
+    def times(ours, peer): return "{median:.1f} ({low:.1f} to {high:.1f})".format(**ratios[f"{ours} against {peer}"])
     hardware, versions = train["hardware"], train["versions"]
-    plain = {"vs_padded": "embeddings against padded", "vs_grouped": "embeddings against grouped",
-             "vs_one_by_one": "float32 against one by one", "vs_batched": "float32 against batched"}
-    def times(one): return "{median:.1f} ({low:.1f} to {high:.1f})".format(**one)
-    each = train["results"]["train"]["ratios"] | predict["results"]["predict"]["ratios"]
-    ours = {"vs_padded": "fast", "vs_grouped": "fast", "vs_one_by_one": predict["results"]["predict"]["ours"], "vs_batched": predict["results"]["predict"]["ours"]}
-    rows = [f"| {line} | {times(each[ours[key] + ' against ' + plain[key].split(' against ')[1]])} | {times(each[plain[key]])} |" for line, key in lines.items()]
-    return "\n".join(["| texts per second under the profile `fast` | times as many | in float32 |", "|---|---|---|", *rows, "",
-                      f"Medians of interleaved windows (lowest and highest in brackets), recorded {train['recorded']} on {hardware['cores']} cores of a server processor "
-                      f"with bf16 ({hardware['processor']}), torch {versions['torch']}.", "", whole_runs()])
+    return "\n".join(["| texts per second under the profile `fast` | times as many | in float32 |", "|---|---|---|",
+                      *(f"| {line} | {times(ours, peer)} | {times(plain, peer)} |" for line, ours, plain, peer in lines), "",
+                      f"Medians of interleaved windows (lowest and highest in brackets), recorded {train['recorded']} (training) and {predict['recorded']} (prediction) on "
+                      f"{hardware['cores']} cores of a server processor with bf16 ({hardware['processor']}), torch {versions['torch']}.", "", whole_runs()])
 
 
 def whole_runs() -> str:
